@@ -1,0 +1,36 @@
+# Each target sets up what it needs: a fresh clone needs Python 3.11 or newer and nothing else.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+.PHONY: demo test check proto format clean
+
+demo: $(STAMP)  ## five nodes on this machine train one model on label-skewed data
+	$(BIN)/shoal demo
+
+test: $(STAMP)  ## all tests but the long ones
+	$(BIN)/pytest
+
+check: $(STAMP)  ## style, types, layers, and generated code against proto/
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/python tests/generated.py --check
+
+proto: $(STAMP)  ## write node/shoal/v1 anew from proto/
+	$(BIN)/python tests/generated.py
+
+format: $(STAMP)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+$(STAMP): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check "pip>=25.1"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt --group dev -e .
+	touch $(STAMP)
+
+clean:
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis

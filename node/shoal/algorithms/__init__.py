@@ -1,0 +1,14 @@
+"""The table of algorithms. Each is one short coroutine over the words of `worker.py`."""
+
+from collections.abc import Awaitable, Callable
+
+from shoal.algorithms.ad_psgd import ad_psgd
+from shoal.algorithms.d2 import d2
+from shoal.algorithms.d_psgd import d_psgd
+from shoal.algorithms.worker import Worker
+
+BY_NAME: dict[str, Callable[[Worker], Awaitable[None]]] = {
+    "ad-psgd": ad_psgd,
+    "d-psgd": d_psgd,
+    "d2": d2,
+}

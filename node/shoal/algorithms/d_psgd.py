@@ -1,0 +1,23 @@
+"""D-PSGD: decentralised parallel SGD (Lian et al., NeurIPS 2017, 1705.09056, algorithm 1).
+
+    g_i    = minibatch gradient at x_i^t
+    x_i^{t+1} = sum_j W_ij x_j^t - lr g_i
+
+W is symmetric and doubly stochastic. The gradient is taken at the model before mixing and applied to the mixed one, so
+the two run side by side. Its error grows with the spread of the nodes' gradients; `d2` has no such term.
+Momentum is local and is known to raise that error (DecentLaM, 2104.11981).
+"""
+
+from shoal.algorithms.descent import direction
+from shoal.algorithms.worker import Worker
+
+
+async def d_psgd(me: Worker) -> None:
+    """One mix and one gradient a round."""
+    for t in me.rounds():
+        mixing = me.mix(t, me.x)
+        g = await me.gradient(me.x)
+        mixed = await mixing
+        u = direction(me, g)
+        me.x.copy_(mixed.sub_(u, alpha=me.lr))
+        me.count()

@@ -1,0 +1,64 @@
+"""The words an algorithm may use. The same algorithm runs over gRPC and in virtual time, and cannot tell which."""
+
+import random
+from collections.abc import Awaitable, Iterator, Sequence
+from typing import Protocol
+
+from torch import Tensor
+
+from shoal.exchange import Outcome
+from shoal.messages import PeerId
+
+
+class Worker(Protocol):
+    """One worker: its vector, its data's gradients, its neighbours.
+
+    An `await` stands alone on its line: what is read before it may have moved after it, for averages land on `x` at
+    any await. In particular `me.x = me.x - lr * await ...` loses every average that came meanwhile.
+    """
+
+    x: Tensor
+    """(d,) float32, on the worker's device. Change it in place; the runtime moves it when an average is settled."""
+    rng: random.Random
+    """Seeded from the run's seed and the worker's id."""
+    momentum: float
+    overlap: int
+
+    @property
+    def neighbours(self) -> Sequence[PeerId]:
+        """Sorted, without me; those that can be reached now."""
+
+    @property
+    def lr(self) -> float:
+        """The step size now, by the run's schedule."""
+
+    @property
+    def kept_corrections(self) -> bool:
+        """Whether what `keep` holds fits the other members' (False after a resume at unequal rounds)."""
+
+    def more(self) -> bool:
+        """Whether the shoal still wants gradients (asynchronous runs)."""
+
+    def rounds(self) -> Iterator[int]:
+        """The rounds that are left, in order (synchronous runs)."""
+
+    def keep(self, name: str) -> Tensor:
+        """(d,) of zeros that goes into checkpoints; after a resume, what it held."""
+
+    def count(self) -> None:
+        """One gradient has been applied to x. Call it in the same breath, with no await between."""
+
+    def gradient(self, x: Tensor) -> Awaitable[Tensor]:
+        """(d,): the next minibatch's gradient at x as it is at the call, weight decay included."""
+
+    def mix(self, t: int, y: Tensor) -> Awaitable[Tensor]:
+        """(d,): sum_j W_ij y_j of round t."""
+
+    def average(self, peer: PeerId) -> Awaitable[Outcome]:
+        """Average x with `peer`: (x_i, x_j) <- ((x_i+x_j)/2, (x_i+x_j)/2), settled on both ends or on neither."""
+
+    def begin(self, work: Awaitable[None]) -> Awaitable[None]:
+        """Start `work` beside this coroutine; await the result to wait for its end."""
+
+    def back_off(self, tries: int) -> Awaitable[None]:
+        """Wait a random while, longer after more tries; the unit is how long an average usually takes."""

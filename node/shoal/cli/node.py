@@ -1,0 +1,16 @@
+"""`shoal node`: run one node until the run is over, a signal comes, or something is wrong."""
+
+import asyncio
+
+from shoal.cli.options import with_settings
+from shoal.daemon import Daemon
+from shoal.settings import Settings
+
+
+@with_settings()
+def command(settings: Settings) -> int:
+    """Run a node: find the others, train with them, serve until all are done.
+
+    Ctrl-C (or SIGTERM) stops within five seconds and says where the checkpoint is; --resume goes on from it.
+    """
+    return asyncio.run(Daemon(settings).run())

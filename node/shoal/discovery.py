@@ -1,0 +1,318 @@
+"""Where other nodes may be. A candidate is a hint, never liveness: it becomes a member by its Hello.
+
+Two providers behind one interface: `Mdns` announces this node on the local network and hears the others, `Static` gives
+the addresses of the settings. Each is sufficient alone; `Discovery` runs those that the settings name.
+"""
+
+import asyncio
+import ipaddress
+import logging
+import socket
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from typing import Any, NamedTuple, Protocol, Self
+
+import ifaddr
+import zeroconf
+from zeroconf import ServiceStateChange
+from zeroconf.asyncio import AsyncServiceBrowser, AsyncServiceInfo, AsyncZeroconf
+
+from shoal.errors import SettingsError
+from shoal.fields import parse_address
+from shoal.settings import PROTOCOL_VERSION
+from shoal.v1.node_pb2 import Identity
+
+SERVICE = "_shoal._tcp.local."
+RESOLVE_MS = 1000
+"""How long to ask for the address of an announced node; its answer usually came with the announcement."""
+QUEUE_LIMIT = 1000
+"""Announcements that may wait to be looked at; more are dropped, and come again."""
+OTHERS_LIMIT = 100
+"""Names of other shoals that are remembered, and nodes of each."""
+ADDRESSES_LIMIT = 4
+"""Addresses of one node that are tried."""
+SHOAL_BYTES = 240
+"""Length of a shoal's name: it is one string of a TXT record, which holds 255 bytes (RFC 6763, section 6.1)."""
+KNOWN = ("mdns", "static")
+VIRTUAL = ("docker", "br-", "veth")
+"""How interfaces begin that lead to containers of this machine only."""
+
+log = logging.getLogger(__name__)
+
+
+class Candidate(NamedTuple):
+    """Where a node may listen: HOST:PORT, and which provider says so. Its id, where that is known."""
+
+    address: str
+    source: str
+    node_id: str = ""
+
+
+class Provider(Protocol):
+    """One way to find nodes."""
+
+    source: str
+
+    def candidates(self) -> AsyncIterator[Candidate]:
+        """Candidates as they turn up, the same one perhaps again; ends when no more can come. One reader only."""
+        ...
+
+    async def close(self) -> None:
+        """Takes this node's own announcement back."""
+        ...
+
+
+class Static:
+    """The addresses of `--peers`, each once; the daemon tries them again."""
+
+    source = "static"
+
+    def __init__(self, peers: Iterable[str]) -> None:
+        """Raises SettingsError for what is no HOST:PORT."""
+        self.addresses = tuple(peers)
+        for peer in self.addresses:
+            try:
+                parse_address(peer)
+            except ValueError as expected:
+                raise SettingsError(f"peer {peer!r} must be {expected}") from None
+
+    async def candidates(self) -> AsyncIterator[Candidate]:
+        """All of them, at once."""
+        for peer in self.addresses:
+            yield Candidate(peer, self.source)
+
+    async def close(self) -> None:
+        """Nothing was announced."""
+
+
+class Mdns:
+    """Multicast DNS (RFC 6762, RFC 6763) on the interfaces that this node listens on; made by `open`."""
+
+    source = "mdns"
+
+    def __init__(self, node_id: str, shoal: str, zero: AsyncZeroconf, info: AsyncServiceInfo, reason: str) -> None:
+        self.node_id, self.shoal = node_id, shoal
+        self.interfaces_reason = reason
+        self.others: dict[str, set[str]] = {}  # name of another shoal -> ids of its nodes
+        self._zero, self._info = zero, info
+        self._names: asyncio.Queue[str | None] = asyncio.Queue(QUEUE_LIMIT)
+        self._announced: Any = None
+        self._browser: AsyncServiceBrowser | None = None
+        self._closed = False
+
+    @classmethod
+    async def open(cls, *, node_id: str, shoal: str, address: str, listen: str) -> Self:
+        """Announces `address`, where peers can dial this node, on the interfaces of `listen`; both HOST:PORT.
+
+        Raises SettingsError when a host is unknown or multicast is not to be had.
+        """
+        if len(shoal.encode()) > SHOAL_BYTES:
+            raise SettingsError(f"shoal {shoal[:40]!r}... has {len(shoal.encode())} bytes, mdns carries {SHOAL_BYTES}")
+        (host, port), (listen_host, _) = parse_address(address), parse_address(listen)
+        chosen, reason = interfaces(ifaddr.get_adapters(), await _resolve(listen_host))
+        addresses, properties = chosen, {"id": node_id, "shoal": shoal, "protocol": str(PROTOCOL_VERSION)}
+        if (ip := _literal(host)) is None:
+            properties["address"] = address  # a name that peers resolve themselves
+        elif not ip.is_unspecified:
+            addresses = [str(ip)]
+        info = AsyncServiceInfo(
+            SERVICE,
+            f"{node_id}.{SERVICE}",
+            port=port,
+            properties=properties,
+            server=f"{node_id}.local.",
+            parsed_addresses=addresses,
+        )
+        # Multicast over IPv6 loopback is not to be had everywhere; its address can be announced over IPv4.
+        multicast = ["127.0.0.1"] if chosen == ["::1"] else chosen
+        try:
+            mdns = cls(node_id, shoal, AsyncZeroconf(interfaces=multicast), info, reason)
+        except OSError as error:
+            raise SettingsError(f"mdns cannot run on {', '.join(chosen)}: {error}; name --peers instead") from None
+        await mdns._start()
+        return mdns
+
+    async def candidates(self) -> AsyncIterator[Candidate]:
+        """Nodes of this shoal as they are announced, one candidate for each of their addresses, until `close`."""
+        while (name := await self._names.get()) is not None:
+            info = AsyncServiceInfo(SERVICE, name)
+            if await info.async_request(self._zero.zeroconf, RESOLVE_MS) and not self._closed:
+                for candidate in self._read(info):
+                    yield candidate
+
+    async def close(self) -> None:
+        """Says goodbye, so that others forget the announcement."""
+        if self._closed:
+            return
+        self._closed = True
+        if self._browser is not None:
+            await self._browser.async_cancel()
+        if self._announced is not None:
+            self._announced.cancel()
+            await asyncio.gather(self._announced, return_exceptions=True)
+        await (await self._zero.async_unregister_service(self._info))
+        await self._zero.async_close()
+        while self._names.full():
+            self._names.get_nowait()
+        self._names.put_nowait(None)
+
+    def others_seen(self) -> str:
+        """`found 3 nodes of other shoals: a, b`, or nothing when there are none."""
+        count = sum(map(len, self.others.values()))
+        return f"found {count} nodes of other shoals: {', '.join(sorted(self.others))}" if count else ""
+
+    async def _start(self) -> None:
+        # No probe for the name, which costs a second: ids are unique, and Hello names two nodes that share one.
+        self._announced = await self._zero.async_register_service(self._info, cooperating_responders=True)
+        self._browser = AsyncServiceBrowser(self._zero.zeroconf, SERVICE, handlers=[self._changed])
+
+    def _changed(
+        self, zeroconf: zeroconf.Zeroconf, service_type: str, name: str, state_change: ServiceStateChange
+    ) -> None:
+        """A record came, changed or went. One that went means nothing: who is dead is the heartbeats' business."""
+        if state_change is not ServiceStateChange.Removed and not self._names.full():
+            self._names.put_nowait(name)
+
+    def _read(self, info: AsyncServiceInfo) -> list[Candidate]:
+        texts = ((key, value or b"") for key, value in info.properties.items())
+        said = {key.decode(errors="replace"): value.decode(errors="replace") for key, value in texts}
+        node_id, shoal = said.get("id", ""), said.get("shoal", "")
+        if node_id == self.node_id or not node_id.isprintable():
+            return []
+        if shoal != self.shoal:
+            if shoal.isprintable() and (shoal in self.others or len(self.others) < OTHERS_LIMIT):
+                seen = self.others.setdefault(shoal, set())
+                if len(seen) < OTHERS_LIMIT:
+                    seen.add(node_id)
+            return []
+        hosts = info.parsed_scoped_addresses()[:ADDRESSES_LIMIT]  # IPv4 first
+        found = [said["address"]] if "address" in said else [join(host, info.port or 0) for host in hosts]
+        return [Candidate(address, self.source, node_id) for address in found if _is_address(address)]
+
+
+def interfaces(adapters: Iterable[ifaddr.Adapter], listen: str) -> tuple[list[str], str]:
+    """(addresses of the interfaces to announce on, why these), for a node that listens on the IP address `listen`.
+
+    Loopback for a node that listens there; the one address that it listens on; or for the unspecified
+    address every IPv4 address except those of loopback and of containers' interfaces.
+    """
+    ip = ipaddress.ip_address(listen)
+    if ip.is_loopback:
+        return [str(ip)], f"this node listens on {ip} only, so only nodes of this machine can find it"
+    if not ip.is_unspecified:
+        return [str(ip)], f"this node listens on {ip} only"
+    chosen, skipped = [], []
+    for adapter in adapters:
+        addresses = [str(each.ip) for each in adapter.ips if each.is_IPv4]
+        virtual = adapter.nice_name.startswith(VIRTUAL)
+        if virtual or all(ipaddress.ip_address(address).is_loopback for address in addresses):
+            skipped.append(adapter.nice_name)
+        else:
+            chosen += addresses
+    words = f"all interfaces but {', '.join(skipped)}" if skipped else "all interfaces"
+    if not chosen:
+        return ["127.0.0.1"], f"{words}: none is left, so only nodes of this machine can find this one"
+    return chosen, words
+
+
+def join(host: str, port: int) -> str:
+    """HOST:PORT, an IPv6 address in brackets."""
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+class Discovery:
+    """All providers that the settings name; `found` is called on the event loop with what any of them finds."""
+
+    def __init__(
+        self,
+        names: Sequence[str],
+        *,
+        identity: Identity,
+        shoal: str,
+        peers: Sequence[str],
+        listen: str,
+        found: Callable[[Candidate], None],
+    ) -> None:
+        """`identity.address` is announced, on the interfaces of `listen`; both HOST:PORT, with the port that was taken.
+
+        Raises SettingsError for a provider that is unknown or a peer that is no address.
+        """
+        if unknown := set(names) - set(KNOWN):
+            raise SettingsError(f"unknown discovery {', '.join(sorted(unknown))!r}; known: {', '.join(KNOWN)}")
+        self._names, self._identity, self._shoal, self._listen = names, identity, shoal, listen
+        self._found, self._peers = found, Static(peers)
+        self._providers: list[Provider] = []
+        self._tasks: list[asyncio.Task[None]] = []
+
+    async def start(self) -> None:
+        """Announces this node and begins to search. Raises SettingsError when no provider can run.
+
+        Without multicast a node that knows peers still finds them: that is a warning.
+        """
+        if "static" in self._names:
+            self._run(self._peers)
+        if "mdns" not in self._names:
+            return
+        me = self._identity
+        try:
+            mdns = await Mdns.open(node_id=me.node_id, shoal=self._shoal, address=me.address, listen=self._listen)
+        except SettingsError as error:
+            if "static" not in self._names or not self._peers.addresses:
+                raise
+            log.warning("%s", error)
+        else:
+            log.debug("mdns: %s", mdns.interfaces_reason)
+            self._run(mdns)
+
+    async def close(self) -> None:
+        """Takes the announcement back and ends the search."""
+        for provider in self._providers:
+            await provider.close()
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    def others_seen(self) -> str:
+        """`found 3 nodes of other shoals: a, b`, or nothing when there are none: why a node may stay alone."""
+        return next((p.others_seen() for p in self._providers if isinstance(p, Mdns)), "")
+
+    def _run(self, provider: Provider) -> None:
+        self._providers.append(provider)
+        task = asyncio.create_task(self._search(provider), name=f"discovery by {provider.source}")
+        task.add_done_callback(_report)
+        self._tasks.append(task)
+
+    async def _search(self, provider: Provider) -> None:
+        async for candidate in provider.candidates():
+            self._found(candidate)
+
+
+def _report(task: "asyncio.Task[None]") -> None:
+    """A search that fails must not fail in silence; the other provider goes on."""
+    if not task.cancelled() and (error := task.exception()) is not None:
+        log.error("%s ended", task.get_name(), exc_info=error)
+
+
+def _literal(host: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
+    try:
+        return ipaddress.ip_address(host)
+    except ValueError:
+        return None
+
+
+def _is_address(text: str) -> bool:
+    try:
+        return parse_address(text)[1] > 0
+    except ValueError:
+        return False
+
+
+async def _resolve(host: str) -> str:
+    """The IP address of a host, IPv4 if it has one. Raises SettingsError when it has none."""
+    if _literal(host) is not None:
+        return host
+    try:
+        found = await asyncio.get_running_loop().getaddrinfo(host, None, type=socket.SOCK_STREAM)
+    except socket.gaierror as error:
+        raise SettingsError(f"host {host!r} is unknown: {error.strerror}") from None
+    found.sort(key=lambda each: each[0] != socket.AF_INET)
+    return str(found[0][4][0])

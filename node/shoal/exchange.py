@@ -1,0 +1,400 @@
+"""Settles pairwise averages: exactly once, without a lock across the network, without livelock. Pure.
+
+The delta rule: i has sent its snapshot s, j its own r. i adds (r-s)/2 and j adds (s-r)/2 to whatever they hold when
+they apply it. The two deltas sum to zero, so the sum of the models is kept though gradients land meanwhile
+(AD-PSGD, 1710.06952, averages atomically under a lock; this needs none, so no cycle can deadlock and any graph will do).
+
+i decides. When r has come whole and j is READY, i records (j, its own incarnation, sequence number), applies its half
+and sends COMMIT; it keeps the record until j's CONFIRM. A j whose stream breaks after READY is *in doubt*: it keeps its
+delta, is free for others, and asks at the next contact. Suspicion never settles anything. The messages are drawn in
+`messages.py`; who calls whom is in `runtime.py`.
+"""
+
+import dataclasses
+import enum
+from collections.abc import Callable, Container
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from shoal.messages import Kind, Message, PeerId
+
+MAX_IN_DOUBT = 4
+"""Deltas in doubt that a node holds, each as large as the model, before it answers BUSY."""
+MAX_RECORDS = 10_000
+"""Commits unconfirmed (three numbers each); beyond it the oldest is dropped and counted as lost."""
+
+
+class Outcome(enum.Enum):
+    """How an average ended for the one who asked for it."""
+
+    DONE = "done"
+    BUSY = "busy"
+    GONE = "gone"
+
+
+class Role(enum.Enum):
+    """Which end of an exchange: the one who offered, or the one who served."""
+
+    ACTIVE = "active"
+    PASSIVE = "passive"
+
+
+@dataclasses.dataclass(slots=True)
+class _Own:
+    """The one exchange that this node has initiated and not decided."""
+
+    peer: PeerId
+    seq: int
+    mine: Tensor | None = None  # s, taken when the peer's ACCEPT came
+    theirs: Tensor | None = None  # r
+    overlapped: bool = False  # another average ran while s was out
+
+
+@dataclasses.dataclass(slots=True)
+class _Served:
+    """The one exchange that this node serves for another."""
+
+    peer: PeerId
+    initiator: int
+    seq: int
+    mine: Tensor  # r
+    crossed: bool  # my own offer to the same peer, turned into this one
+    delta: Tensor | None = None  # (s - r) / 2 once s has come; from then on it is promised
+    overlapped: bool = False
+
+
+Doubt = tuple[PeerId, int, int]
+"""(initiator, its incarnation, sequence number)."""
+
+
+@dataclasses.dataclass(slots=True)
+class Tally:
+    """Totals for the metrics."""
+
+    active: int = 0  # averages finished that this node offered
+    passive: int = 0  # averages finished that this node served
+    busy: int = 0  # own offers answered BUSY
+    gone: int = 0  # own exchanges ended by a broken connection
+    withdrawn: int = 0  # own exchanges given up because no answer came
+    refused: int = 0  # vectors of peers that were not finite
+    resolved: int = 0  # doubts settled by asking
+    lost: int = 0  # exchanges of which only one half may have happened
+
+
+class Settlement:
+    """All pairwise averages of one node.
+
+    `snapshot()` gives a copy of the state, (d+b,) float32; `add(delta)` adds to it at once; `send(peer, message)` hands
+    a message to the link, in order for each peer; `ended(role, peer, seq, outcome, reason)` hears how each exchange
+    ended. None of them may call back into the settlement, but for `ended`.
+    """
+
+    def __init__(
+        self,
+        me: PeerId,
+        incarnation: int,
+        *,
+        snapshot: Callable[[], Tensor],
+        add: Callable[[Tensor], None],
+        send: Callable[[PeerId, Message], None],
+        ended: Callable[[Role, PeerId, int, Outcome, str], None],
+    ) -> None:
+        self.me, self.incarnation = me, incarnation
+        self.tally = Tally()
+        self._snapshot, self._add, self._send, self._ended = snapshot, add, send, ended
+        self._last_seq: dict[PeerId, int] = {}
+        self._own: _Own | None = None
+        self._served: _Served | None = None
+        self._records: dict[tuple[PeerId, int, int], None] = {}  # (peer, my incarnation, seq): committed, unconfirmed
+        self._doubts: dict[Doubt, Tensor] = {}
+        self._promised: dict[tuple[PeerId, int], int] = {}  # (initiator, its incarnation) -> highest seq promised
+        self._answers: dict[Kind, Callable[[PeerId, Message], None]] = {
+            Kind.OFFER: self._on_offer,
+            Kind.BUSY: self._on_busy,
+            Kind.ACCEPT: self._on_accept,
+            Kind.VALUES: self._on_values,
+            Kind.READY: self._on_ready,
+            Kind.COMMIT: self._on_commit,
+            Kind.CONFIRM: self._on_confirm,
+            Kind.ABORT: self._on_abort,
+            Kind.REFUSE: self._on_refuse,
+            Kind.QUERY: self._on_query,
+            Kind.VERDICT: self._on_verdict,
+        }
+
+    # --- what the runtime asks ----------------------------------------------------------------------------------
+
+    def offer(self, peer: PeerId) -> int:
+        """Offer `peer` an average; returns its sequence number. One own exchange at a time."""
+        if self._own is not None:
+            raise RuntimeError(f"{self.me} offers {peer} an average while one with {self._own.peer} is open")
+        seq = self._last_seq.get(peer, 0) + 1
+        self._last_seq[peer] = seq
+        self._own = _Own(peer, seq)
+        self._say(peer, Kind.OFFER, seq)
+        return seq
+
+    def withdraw(self) -> None:
+        """Give up the own exchange, as its initiator may at any time before it commits."""
+        if self._own is not None:
+            self.tally.withdrawn += 1
+            self._say(self._own.peer, Kind.ABORT, self._own.seq)
+            self._end_own(Outcome.BUSY, "no answer in time")
+
+    def stop_waiting(self) -> None:
+        """Give up waiting for the initiator that is served: drop the exchange, or hold it in doubt if promised."""
+        if self._served is not None:
+            if self._served.delta is None:
+                self._say(self._served.peer, Kind.REFUSE, self._served.seq, reason="waited too long")
+            self._release(Outcome.GONE, "the initiator fell silent")
+
+    def up(self, peer: PeerId) -> None:
+        """A connection to `peer` stands: ask about what is in doubt between us, repeat what was not confirmed."""
+        for initiator, incarnation, seq in self._doubts:
+            if initiator == peer:
+                self._send(peer, Message(Kind.QUERY, seq=seq, initiator=incarnation))
+        for to, incarnation, seq in self._records:
+            if to == peer:
+                self._send(peer, Message(Kind.COMMIT, seq=seq, initiator=incarnation))
+
+    def down(self, peer: PeerId) -> None:
+        """The connection to `peer` broke. Nothing from it will arrive until `up`."""
+        if self._own is not None and self._own.peer == peer:
+            self._end_own(Outcome.GONE, "connection broke")
+        if self._served is not None and self._served.peer == peer:
+            self._release(Outcome.GONE, "connection broke")
+
+    def received(self, peer: PeerId, message: Message) -> None:
+        """Any message of an exchange (see the table in `messages.py`)."""
+        self._answers[message.kind](peer, message)
+
+    @property
+    def active_with(self) -> PeerId | None:
+        """The peer of the own exchange, if one is open."""
+        return self._own.peer if self._own else None
+
+    @property
+    def serving(self) -> tuple[PeerId, int] | None:
+        """(peer, seq) of the exchange being served, if any."""
+        return (self._served.peer, self._served.seq) if self._served else None
+
+    @property
+    def in_doubt(self) -> int:
+        """Deltas whose initiator has not said whether it committed."""
+        return len(self._doubts)
+
+    @property
+    def unconfirmed(self) -> int:
+        """Own commits whose peer has not said that it applied its half."""
+        return len(self._records)
+
+    @property
+    def idle(self) -> bool:
+        """Whether nothing is open, in doubt or unconfirmed."""
+        return not (self._own or self._served or self._doubts or self._records)
+
+    def unsettled(self, peers: Container[PeerId]) -> bool:
+        """Whether an exchange with one of `peers` is open, in doubt or unconfirmed."""
+        open_with = [e.peer for e in (self._own, self._served) if e is not None]
+        known = (*open_with, *(d[0] for d in self._doubts), *(r[0] for r in self._records))
+        return any(peer in peers for peer in known)
+
+    # --- j, the one who serves ----------------------------------------------------------------------------------
+
+    def _on_offer(self, peer: PeerId, message: Message) -> None:
+        own = self._own
+        crossed = own is not None and own.peer == peer and own.mine is None
+        if crossed and self.me < peer:
+            return  # both offered at once: the lower id's offer stands, and the peer sees it the same way
+        accepted, reason = self._may_serve(crossed)
+        if crossed:
+            self._own = None
+        if not accepted:
+            self._say(peer, Kind.BUSY, message.seq, reason=reason)
+            if crossed and own is not None:
+                self.tally.busy += 1
+                self._ended(Role.ACTIVE, peer, own.seq, Outcome.BUSY, reason)
+            return
+        mine = self._snapshot()
+        self._served = _Served(peer, message.initiator, message.seq, mine, crossed)
+        if self._own is not None and self._own.mine is not None:
+            self._own.overlapped = self._served.overlapped = True
+        self._say(peer, Kind.ACCEPT, message.seq, vector=mine)
+
+    def _may_serve(self, crossed: bool) -> tuple[bool, str]:
+        """One at a time; and at most one while an own snapshot is out: with two averages on one stale snapshot the
+        weight on the old self is zero, with more it is negative."""
+        if self._served is not None:
+            return False, f"serving {self._served.peer}"
+        if len(self._doubts) >= MAX_IN_DOUBT:
+            return False, f"{len(self._doubts)} exchanges in doubt"
+        if not crossed and self._own is not None and self._own.overlapped:
+            return False, f"averaging with {self._own.peer}"
+        return True, ""
+
+    def _on_values(self, peer: PeerId, message: Message) -> None:
+        served = self._served
+        if served is None or (served.peer, served.seq) != (peer, message.seq) or message.vector is None:
+            self._say(peer, Kind.REFUSE, message.seq, reason="no such exchange")
+        elif not is_finite(message.vector):
+            self.tally.refused += 1
+            self._say(peer, Kind.REFUSE, message.seq, reason="your vector is not finite")
+            self._release(Outcome.GONE, f"vector from {peer} is not finite")
+        else:
+            served.delta = message.vector.sub(served.mine).mul_(0.5)
+            self._promised[peer, served.initiator] = message.seq
+            self._say(peer, Kind.READY, message.seq)
+
+    def _on_commit(self, peer: PeerId, message: Message) -> None:
+        served = self._served
+        if served is not None and (served.peer, served.seq) == (peer, message.seq) and served.delta is not None:
+            self._served = None
+            self._apply_passive(peer, message.seq, served.delta, crossed=served.crossed)
+        else:
+            self._resolve((peer, message.initiator, message.seq), committed=True)
+        self._confirm(peer, message)
+
+    def _confirm(self, peer: PeerId, message: Message) -> None:
+        """Say that my half is done; or, if I never promised it in the life that I remember, that it is lost."""
+        known = message.seq <= self._promised.get((peer, message.initiator), 0)
+        self._send(peer, Message(Kind.CONFIRM, seq=message.seq, initiator=message.initiator, committed=known))
+
+    def _on_abort(self, peer: PeerId, message: Message) -> None:
+        served = self._served
+        if served is not None and (served.peer, served.seq) == (peer, message.seq):
+            served.delta = None  # the initiator has decided: it is not in doubt
+            self._release(Outcome.GONE, message.reason or "aborted by its initiator")
+        else:
+            self._resolve((peer, message.initiator, message.seq), committed=False)
+
+    def _on_verdict(self, peer: PeerId, message: Message) -> None:
+        self._resolve((peer, message.initiator, message.seq), committed=message.committed)
+        if message.committed:
+            self._confirm(peer, message)
+
+    def _resolve(self, doubt: Doubt, *, committed: bool) -> None:
+        delta = self._doubts.pop(doubt, None)
+        if delta is not None:
+            self.tally.resolved += 1
+            if committed:
+                self._apply_passive(doubt[0], doubt[2], delta, crossed=False)
+
+    def _apply_passive(self, peer: PeerId, seq: int, delta: Tensor, *, crossed: bool) -> None:
+        self._add(delta)
+        self.tally.passive += 1
+        self._ended(Role.PASSIVE, peer, seq, Outcome.DONE, "")
+        if crossed:
+            self._ended(Role.ACTIVE, peer, seq, Outcome.DONE, "crossing offers became one exchange")
+
+    def _release(self, outcome: Outcome, reason: str) -> None:
+        """Stop serving without a commit; what was promised stays in doubt."""
+        served, self._served = self._served, None
+        assert served is not None
+        if served.delta is not None:
+            self._doubts[served.peer, served.initiator, served.seq] = served.delta
+        self._ended(Role.PASSIVE, served.peer, served.seq, outcome, reason)
+        if served.crossed:
+            self._ended(Role.ACTIVE, served.peer, served.seq, outcome, reason)
+
+    # --- i, the one who offers and decides ----------------------------------------------------------------------
+
+    def _on_busy(self, peer: PeerId, message: Message) -> None:
+        if self._is_own(peer, message.seq):
+            self.tally.busy += 1
+            self._end_own(Outcome.BUSY, message.reason)
+
+    def _on_accept(self, peer: PeerId, message: Message) -> None:
+        own = self._own
+        if own is None or not self._is_own(peer, message.seq) or own.mine is not None or message.vector is None:
+            self._say(peer, Kind.ABORT, message.seq, reason="no such exchange")
+        elif not is_finite(message.vector):
+            self.tally.refused += 1
+            self._say(peer, Kind.ABORT, message.seq, reason="your vector is not finite")
+            self._end_own(Outcome.GONE, f"vector from {peer} is not finite")
+        elif self._served is not None and self._served.overlapped:
+            self._say(peer, Kind.ABORT, message.seq, reason="a third average would overlap")
+            self.tally.busy += 1
+            self._end_own(Outcome.BUSY, "a third average would overlap")
+        else:
+            own.theirs, own.mine = message.vector, self._snapshot()
+            if self._served is not None:
+                own.overlapped = self._served.overlapped = True
+            self._say(peer, Kind.VALUES, message.seq, vector=own.mine)
+
+    def _on_ready(self, peer: PeerId, message: Message) -> None:
+        own = self._own
+        if own is None or not self._is_own(peer, message.seq) or own.theirs is None or own.mine is None:
+            self._say(peer, Kind.ABORT, message.seq, reason="no such exchange")
+            return
+        self._records[peer, self.incarnation, own.seq] = None
+        if len(self._records) > MAX_RECORDS:
+            del self._records[next(iter(self._records))]
+            self.tally.lost += 1
+        self._add(own.theirs.sub(own.mine).mul_(0.5))
+        self.tally.active += 1
+        self._say(peer, Kind.COMMIT, own.seq)
+        self._end_own(Outcome.DONE, "")
+
+    def _on_confirm(self, peer: PeerId, message: Message) -> None:
+        unconfirmed = (peer, message.initiator, message.seq) in self._records
+        self._records.pop((peer, message.initiator, message.seq), None)
+        if unconfirmed and not message.committed:
+            self.tally.lost += 1  # the peer died after its promise, and its checkpoint is from before it
+
+    def _on_refuse(self, peer: PeerId, message: Message) -> None:
+        if self._is_own(peer, message.seq):
+            self._end_own(Outcome.GONE, f"{peer} refused: {message.reason}")
+
+    def _on_query(self, peer: PeerId, message: Message) -> None:
+        if message.initiator == self.incarnation and self._is_own(peer, message.seq):
+            self._end_own(Outcome.GONE, "asked before it was decided")  # the question decides it: no
+        committed = (peer, message.initiator, message.seq) in self._records
+        self._send(peer, dataclasses.replace(message, kind=Kind.VERDICT, committed=committed))
+
+    def _is_own(self, peer: PeerId, seq: int) -> bool:
+        return self._own is not None and (self._own.peer, self._own.seq) == (peer, seq)
+
+    def _end_own(self, outcome: Outcome, reason: str) -> None:
+        own, self._own = self._own, None
+        assert own is not None
+        if outcome is Outcome.GONE:
+            self.tally.gone += 1
+        self._ended(Role.ACTIVE, own.peer, own.seq, outcome, reason)
+
+    def _say(
+        self,
+        peer: PeerId,
+        kind: Kind,
+        seq: int,
+        *,
+        reason: str = "",
+        vector: Tensor | None = None,
+    ) -> None:
+        self._send(peer, Message(kind, seq=seq, initiator=self.incarnation, reason=reason, vector=vector))
+
+    # --- checkpoints --------------------------------------------------------------------------------------------
+
+    def export(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
+        """(JSON document, tensors) to be written with the state into one checkpoint. A promised delta is in doubt."""
+        doubts = dict(self._doubts)
+        if self._served is not None and self._served.delta is not None:
+            doubts[self._served.peer, self._served.initiator, self._served.seq] = self._served.delta
+        promised = [[peer, incarnation, seq] for (peer, incarnation), seq in self._promised.items()]
+        document = {"records": [list(r) for r in self._records], "doubts": [list(d) for d in doubts], "promised": promised}
+        return document, {f"doubt.{k}": delta.clone() for k, delta in enumerate(doubts.values())}
+
+    def restore(self, document: dict[str, Any], tensors: dict[str, Tensor]) -> None:
+        """Takes up what `export` gave, under a new incarnation."""
+        for peer, incarnation, seq in document.get("records", []):
+            self._records[str(peer), int(incarnation), int(seq)] = None
+        for peer, incarnation, seq in document.get("promised", []):
+            self._promised[str(peer), int(incarnation)] = int(seq)
+        for k, (peer, incarnation, seq) in enumerate(document.get("doubts", [])):
+            self._doubts[str(peer), int(incarnation), int(seq)] = tensors[f"doubt.{k}"]
+
+
+def is_finite(vector: Tensor) -> bool:
+    """Whether no element is NaN or infinite: one pass, for a float64 sum of float32 cannot overflow."""
+    return bool(torch.isfinite(vector.sum(dtype=torch.float64)))

@@ -1,0 +1,70 @@
+"""What two nodes tell each other when they meet, and whether they may train together."""
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from shoal.settings import PROTOCOL_VERSION, Settings, differing_keys, fingerprint
+from shoal.v1 import node_pb2 as pb
+
+KNOWN_LIMIT = 64
+"""Members whose addresses a Hello passes on; one working seed is enough to find all."""
+
+
+def run_document(settings: Settings) -> dict[str, Any]:
+    """The run's settings; of a graph in a file its content, for two paths may hold the same graph and one path two."""
+    document = settings.run_document()
+    kind, _, path = settings.topology.partition(":")
+    if kind == "file":
+        content = Path(path).read_bytes() if Path(path).is_file() else b""
+        document["topology"] = f"file sha256 {hashlib.sha256(content).hexdigest()[:16]}"
+    return document
+
+
+def own(
+    settings: Settings, identity: pb.Identity, ready: Mapping[str, Any], known: Iterable[pb.Identity] = ()
+) -> pb.Hello:
+    """This node's Hello. `ready` is what the trainer said once it had loaded task and data."""
+    run, task = run_document(settings), ready["task_document"]
+    return pb.Hello(
+        identity=identity,
+        protocol=PROTOCOL_VERSION,
+        shoal=settings.shoal,
+        task_fingerprint=fingerprint(task),
+        task_document=json.dumps(task, sort_keys=True),
+        run_fingerprint=fingerprint(run),
+        run_document=json.dumps(run, sort_keys=True),
+        elements=ready["elements"],
+        samples=ready["samples"],
+        label_histogram=ready["histogram"],
+        known=list(known)[:KNOWN_LIMIT],
+    )
+
+
+def compare(ours: pb.Hello, theirs: pb.Hello) -> str | None:
+    """None when the two may train together; else what differs, key by key."""
+    me, who = ours.identity.node_id, theirs.identity.node_id
+    if theirs.protocol != ours.protocol:
+        return f"{who} speaks protocol {theirs.protocol}, {me} speaks {ours.protocol}; update the older one"
+    if theirs.shoal != ours.shoal:
+        return f"{who} is of shoal {theirs.shoal[:64]!r}, {me} of {ours.shoal!r}"
+    for what in ("task", "run"):
+        if getattr(theirs, f"{what}_fingerprint") != getattr(ours, f"{what}_fingerprint"):
+            keys = _differences(getattr(ours, f"{what}_document"), getattr(theirs, f"{what}_document"))
+            return f"{who} has another {what} than {me}: {keys[:400]}"
+    if theirs.elements != ours.elements:
+        return f"{who} has vectors of {theirs.elements} elements, {me} of {ours.elements}"
+    return None
+
+
+def _differences(ours: str, theirs: str) -> str:
+    """In the words of the node that compares: `key: ours X, theirs Y`."""
+    try:
+        other = json.loads(theirs)
+    except ValueError:
+        other = None
+    if not isinstance(other, dict):
+        return "its document cannot be read"
+    return "; ".join(differing_keys(json.loads(ours), other)) or "their documents are alike, their fingerprints not"

@@ -1,0 +1,207 @@
+"""A task's model and data as functions of a state vector: minibatch gradient, full gradient, evaluation."""
+
+import dataclasses
+import hashlib
+import math
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from shoal.data import partition
+from shoal.data.loading import source_file, user_fault
+from shoal.data.task import Data, Task, check_data
+from shoal.errors import TaskError, UserError
+from shoal.vector import FlatModel
+
+CHUNK = 256
+"""Samples that are computed at once where all are wanted: bounds the memory of full gradients and evaluations."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Gradient:
+    """What one minibatch gives."""
+
+    g: Tensor  # (d,) float32, new; weight decay and the node's weight included
+    loss: float  # mean over the minibatch, without weight decay and weight
+    buffers: Tensor | None  # (b,): what the forward pass added to the float buffers; None if b = 0
+    samples: int
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Counts:
+    """An evaluation that can be added to those of other nodes."""
+
+    right: int | None  # None: accuracy means nothing for this task
+    total: int
+    loss_sum: float  # over samples
+
+    @classmethod
+    def nothing(cls) -> "Counts":
+        """No sample counted."""
+        return cls(right=0, total=0, loss_sum=0.0)
+
+    def __add__(self, other: "Counts") -> "Counts":
+        right = None if self.right is None or other.right is None else self.right + other.right
+        return Counts(right, self.total + other.total, self.loss_sum + other.loss_sum)
+
+    @property
+    def accuracy(self) -> float | None:
+        """0 to 1; None where it means nothing or nothing was counted."""
+        return None if self.right is None or self.total == 0 else self.right / self.total
+
+    @property
+    def loss(self) -> float:
+        """Mean over samples; NaN where nothing was counted."""
+        return self.loss_sum / self.total if self.total else math.nan
+
+
+class Learner:
+    """One node's share of the objective. Not for two threads at once; the model may be shared with other learners.
+
+    weight: what this node's objective counts for against the mean of all, n * p_i for samples instead of nodes.
+    """
+
+    def __init__(
+        self,
+        task: Task,
+        data: Data,
+        model: FlatModel,
+        *,
+        batch: int,
+        seed: int,
+        shard: int,
+        weight_decay: float = 0.0,
+        weight: float = 1.0,
+        device: torch.device | str | None = None,
+    ) -> None:
+        """Puts the data on `device`, the model's by default. Raises DataError or TaskError if it does not fit."""
+        check_data(task, data)
+        self.task, self.model = task, model
+        self.device = model.device if device is None else torch.device(device)
+        self.batch, self.weight_decay, self.weight = batch, weight_decay, weight
+        self.samples = len(data.inputs)
+        self.histogram = partition.histogram(data.targets.numpy(), len(task.classes)) if task.classes else []
+        self._train = (data.inputs.to(self.device), data.targets.to(self.device))
+        self._held_out = (data.held_out_inputs.to(self.device), data.held_out_targets.to(self.device))
+        # On the CPU whatever the device: the same seed draws the same samples everywhere.
+        self._draws = torch.Generator().manual_seed(_stable_seed(seed, shard))
+        self._source = source_file(task)
+
+    @classmethod
+    def of_all(cls, learners: Sequence["Learner"]) -> "Learner":
+        """One that evaluates on the samples of all, each counted once."""
+        first = learners[0]
+        distinct = {le._train[0].data_ptr(): le for le in learners}.values()
+        parts = [[*le._train, *le._held_out] for le in distinct]
+        data = Data(*(torch.cat(column) for column in zip(*parts, strict=True)))
+        return cls(first.task, data, first.model, batch=1, seed=0, shard=0, device=first.device)
+
+    def gradient(self, state: Tensor) -> Gradient:
+        """At `state`, (d+b,), on the next minibatch: `batch` samples, uniform with replacement. Training mode."""
+        rows = torch.randint(self.samples, (self.batch,), generator=self._draws).to(self.device)
+        inputs, targets = self._train
+        self.model.load(state)
+        self.model.train(True)
+        loss = self._loss(inputs.index_select(0, rows), targets.index_select(0, rows))
+        g = self._objective_gradient(self._derivative(loss), state)
+        d = self.model.layout.d
+        buffers = self.model.carried() - state[d:] if self.model.layout.b else None
+        return Gradient(g, loss.item(), buffers, self.batch)
+
+    def full_gradient(self, state: Tensor) -> Tensor:
+        """(d,): over all local training data, weight decay and weight included.
+
+        Training mode, as for minibatches; what the forward passes do to buffers is dropped. With BatchNorm it depends
+        on CHUNK, with dropout on chance.
+        """
+        self.model.train(True)
+        total = torch.zeros(self.model.layout.d, dtype=torch.float32, device=self.device)
+        for inputs, targets in _chunks(*self._train):
+            self.model.load(state)
+            loss = self._loss(inputs, targets)
+            total.add_(self._derivative(loss), alpha=len(inputs) / self.samples)
+        return self._objective_gradient(total, state)
+
+    def evaluate(self, state: Tensor, *, held_out: bool = True) -> Counts:
+        """Evaluation mode, on this node's held-out samples, or on all its training samples."""
+        self.model.load(state)
+        self.model.train(False)
+        counts = Counts.nothing()
+        with torch.no_grad():
+            for inputs, targets in _chunks(*(self._held_out if held_out else self._train)):
+                output = self._users("model's forward()", self.model.module, inputs)
+                loss = self._users("loss()", self.task.loss, output, targets)
+                right = self._users("right()", self.task.right, output, targets)
+                counts += Counts(right, len(inputs), float(loss) * len(inputs))
+        return counts
+
+    def rng_state(self) -> Tensor:
+        """uint8: where the drawing of samples stands."""
+        return self._draws.get_state()
+
+    def restore_rng(self, state: Tensor) -> None:
+        """Go on drawing from `rng_state`."""
+        self._draws.set_state(state)
+
+    def _loss(self, inputs: Tensor, targets: Tensor) -> Tensor:
+        output = self._users("model's forward()", self.model.module, inputs)
+        loss = self._users("loss()", self.task.loss, output, targets)
+        if not isinstance(loss, Tensor) or loss.ndim or not loss.requires_grad:
+            got = tuple(loss.shape) if isinstance(loss, Tensor) and loss.ndim else type(loss).__name__
+            raise TaskError(
+                f"task {self.task.name}: loss() gave {got}, expected a scalar tensor that depends on the model's"
+                " output: the mean over the samples"
+            )
+        return loss
+
+    def _derivative(self, loss: Tensor) -> Tensor:
+        derivative: Tensor = self._users("the backward pass", self.model.gradient, loss)
+        return derivative
+
+    def _users(self, what: str, call: Callable[..., Any], *args: Any) -> Any:
+        """What the user's code gives; what it raises becomes a TaskError with the user's line."""
+        try:
+            return call(*args)
+        except UserError:
+            raise
+        except Exception as error:
+            raise user_fault(f"task {self.task.name}", what, error, self._source) from error
+
+    def _objective_gradient(self, g: Tensor, state: Tensor) -> Tensor:
+        """weight * (g + weight_decay * x), in place: summed over nodes, decay stays that of the mean objective."""
+        if self.weight_decay:
+            g.add_(state[: self.model.layout.d], alpha=self.weight_decay)
+        if self.weight != 1.0:
+            g.mul_(self.weight)
+        return g
+
+
+def initial_state(task: Task, seed: int, device: torch.device | str = "cpu") -> tuple[FlatModel, Tensor]:
+    """(model, x0): (d+b,) float32 on `device`, the same for a seed on every machine; the caller's generators stay as
+    they were. Raises TaskError when the task gives no model that can be trained."""
+    # Not torch.manual_seed, which would seed CUDA's generators as well and wake CUDA up.
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)
+        try:
+            module = task.model()
+        except UserError:
+            raise
+        except Exception as error:
+            raise user_fault(f"task {task.name}", "model()", error, source_file(task)) from error
+    if not isinstance(module, torch.nn.Module):
+        raise TaskError(f"task {task.name}: model() gave {type(module).__name__}, expected a torch.nn.Module")
+    model = FlatModel(module, device)
+    return model, model.state()
+
+
+def _stable_seed(seed: int, shard: int) -> int:
+    """63 bits that differ for every (seed, shard), the same in every process."""
+    digest = hashlib.sha256(f"batches {seed}/{shard}".encode()).digest()
+    return int.from_bytes(digest[:8], "big") >> 1
+
+
+def _chunks(inputs: Tensor, targets: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    for start in range(0, len(inputs), CHUNK):
+        yield inputs[start : start + CHUNK], targets[start : start + CHUNK]

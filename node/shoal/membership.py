@@ -1,0 +1,272 @@
+"""One node's knowledge of the others: alive, suspect or gone, and the view that all agree on. Pure.
+
+Every method takes `now`, in seconds of a clock that never goes back, and returns what the daemon is to do. Liveness is
+our own heartbeats' business: discovery only hints. A heartbeat with a number is answered at once by one without, which
+gives round-trip times and shows that the link works both ways.
+"""
+
+import random
+from typing import Any
+
+from shoal.agreement import WORDS_LIMIT, Agreement
+from shoal.errors import BadFrame, Mismatch
+from shoal.messages import PeerId
+from shoal.roster import PHASE_WORDS, Action, Gone, Installed, Joined, Member, Roster, Send, State
+from shoal.v1.node_pb2 import PHASE_AVERAGED, PHASE_FINISHED, Control, Heartbeat, Identity, Leave, Phase, View
+from shoal.views import Views
+
+JITTER = 0.1
+"""Heartbeats of many nodes must not fall into step: each interval is so much longer or shorter, at random."""
+SMOOTHING = 0.125
+"""Weight of a new round-trip time (RFC 6298, section 2)."""
+SENT_LIMIT = 64
+"""Heartbeats whose time of sending is kept; an answer to an older one says nothing new."""
+MEMBERS_LIMIT = 10_000
+
+
+class Membership:
+    """All that one incarnation of a node knows of the shoal. `samples` is set once the data are loaded."""
+
+    def __init__(
+        self,
+        me: Identity,
+        *,
+        heartbeat_s: float,
+        suspect_after_s: float,
+        min_nodes: int,
+        synchronous: bool,
+        rng: random.Random,
+        samples: int = 0,
+        settle_s: float = 1.0,
+    ) -> None:
+        """`settle_s`: how long a start waits for known nodes that are not ready, once `min_nodes` are."""
+        self.roster = Roster(me, samples, suspect_after_s)
+        self.views = Views(self.roster, min_nodes=min_nodes, synchronous=synchronous, settle_s=settle_s)
+        self.agreement = Agreement(self.roster, self.views, rng)
+        self.heartbeat_s, self.rng = heartbeat_s, rng
+        self.heartbeats_sent = self.heartbeats_received = 0
+        self._sent_at: dict[int, float] = {}  # heartbeat number -> when
+        self._beat_at: float | None = None  # None: at the next tick
+        self._ticked_at: float | None = None
+
+    # --- what happens -------------------------------------------------------------------------------------------
+
+    def met(self, identity: Identity, samples: int, now: float) -> list[Action]:
+        """A Hello was exchanged. Raises Mismatch for an incarnation that cannot be. `samples`: its training samples."""
+        me, known = self.roster.me, self.roster.members.get(identity.node_id)
+        if identity.node_id == me.node_id:
+            if identity == me:
+                return []
+            copied = "one runs on a copy of the other's state folder"
+            raise Mismatch(f"{_named(identity)} has the id of this node, {_named(me)}: {copied}")
+        actions: list[Action] = []
+        if known is not None and identity != known.identity:
+            if identity.incarnation <= known.identity.incarnation:
+                raise Mismatch(f"{_named(identity)} came, but {_named(known.identity)} was met before")
+            actions += self._gone(known, "it started again")
+            known = None
+        if known is None:
+            if len(self.roster.members) >= MEMBERS_LIMIT and identity.node_id not in self.roster.members:
+                raise Mismatch(f"{_named(identity)} came, but {MEMBERS_LIMIT} members are the most")
+            known = self.roster.members[identity.node_id] = Member(identity, samples, now)
+        known.heard_at, known.samples, known.left, known.finished = now, samples, "", False
+        return actions + self._after(now)
+
+    def link_up(self, peer: PeerId, now: float, incarnation: int | None = None) -> list[Action]:
+        """The control stream to a member stands. With an `incarnation` that is not the newest met: no effect."""
+        member = self._member(peer, incarnation)
+        if member is None:
+            return []
+        member.linked, member.link_words, member.heard_at = True, "", now
+        beat = self._next_beat(now)
+        return [self._beat(member, beat), *self.agreement.show(peer), *self._after(now)]
+
+    def link_down(self, peer: PeerId, reason: str, now: float, incarnation: int | None = None) -> list[Action]:
+        """The stream broke, or could not be built up; `reason` in the words of the transport."""
+        member = self._member(peer, incarnation)
+        if member is None:
+            return []
+        member.linked, member.link_words = False, reason
+        member.acknowledged, member.acknowledged_at = 0, float("-inf")
+        return self._after(now)
+
+    def heard(self, peer: PeerId, control: Control, now: float, incarnation: int | None = None) -> list[Action]:
+        """A control frame came. Raises BadFrame, before anything has changed, when it breaks the protocol."""
+        member = self._member(peer, incarnation)
+        if member is None or member.left:
+            return []
+        actions: list[Action] = []
+        match control.WhichOneof("control"):
+            case "heartbeat":
+                actions = self._on_heartbeat(member, control.heartbeat, now)
+            case "propose":
+                actions = self.agreement.proposed(control.propose.view, peer, now)
+            case "answer":
+                actions = self.agreement.answered(control.answer, peer, now)
+            case "install":
+                actions = self.agreement.given(control.install, peer)
+            case "leave":
+                self._on_leave(member, control.leave)
+        member.heard_at = now
+        return actions + self._after(now, actions)
+
+    def mine(
+        self,
+        phase: Phase.ValueType,
+        gradients: int,
+        step: int,
+        loss: float,
+        right: int,
+        total: int,
+        view: str = "",
+    ) -> None:
+        """This node's own state, for heartbeats; NaN is a loss that is not known. A new phase is told at the next tick.
+
+        `view`: id of the finish view whose mean this node holds; PHASE_AVERAGED of another one than holds now is
+        taken for PHASE_FINISHED. Installing a view does the same to what was said before.
+        """
+        held = "" if self.view is None else self.view.id
+        if phase == PHASE_AVERAGED and view not in ("", held):
+            phase = PHASE_FINISHED
+        if phase != self.roster.mine.phase:
+            self._beat_at = None
+        self.roster.mine = Heartbeat(
+            phase=phase, gradients=gradients, step=step, loss=loss, held_out_right=right, held_out_total=total
+        )
+        self.roster.learn(self.roster.me, gradients)
+
+    def tick(self, now: float) -> list[Action]:
+        """Time has passed. Call it at least once in `heartbeat_s`, better a few times."""
+        self._forgive(now)
+        actions = self._after(now)
+        if self._beat_at is None or now >= self._beat_at:
+            self._beat_at = now + self.heartbeat_s * self.rng.uniform(1 - JITTER, 1 + JITTER)
+            actions += [*self._beats(now), *self.agreement.repeat()]
+        return actions
+
+    def leave(self, reason: str, *, finished: bool, now: float) -> list[Action]:
+        """This node goes: tells the others its last numbers, and says so. `finished`: in order, at the run's end."""
+        return [*self._beats(now), *self.agreement.leave(reason, finished=finished)]
+
+    def learn_gradients(self, peer: PeerId, count: int) -> None:
+        """A message of that peer carried its count of gradients."""
+        if member := self.roster.members.get(peer):
+            self.roster.learn(member.identity, count)
+
+    # --- what is known ------------------------------------------------------------------------------------------
+
+    @property
+    def view(self) -> View | None:
+        """The view that holds here."""
+        return self.views.view
+
+    @property
+    def waiting(self) -> str:
+        """Why the next view is not there yet, for people."""
+        return self.agreement.waiting
+
+    @property
+    def phase(self) -> Phase.ValueType:
+        """This node's phase, as the others are told."""
+        return self.views.phase
+
+    def done(self, now: float) -> bool:
+        """Whether every live member holds the mean model, this one included: it may leave."""
+        return self.views.done(now)
+
+    def total_gradients(self) -> int:
+        """Over everyone ever met, the gone included: their work is in the model."""
+        return sum(self.roster.gradients().values())
+
+    def held_out(self) -> tuple[int, int]:
+        """(right, total) over the held-out samples of all live members."""
+        return self.roster.held_out()
+
+    def snapshot(self, now: float) -> list[dict[str, Any]]:
+        """One row a node for status, this one first."""
+        return self.roster.snapshot(now, self.phase)
+
+    # --- inside -------------------------------------------------------------------------------------------------
+
+    def _member(self, peer: PeerId, incarnation: int | None) -> Member | None:
+        member = self.roster.members.get(peer)
+        other = member is None or (incarnation is not None and member.identity.incarnation != incarnation)
+        return None if other else member
+
+    def _after(self, now: float, before: list[Action] | None = None) -> list[Action]:
+        """What follows from an event: who joined, who is gone, what that means for the view."""
+        actions: list[Action] = []
+        for _, member in sorted(self.roster.members.items()):
+            state, reason = member.judge(now, self.roster.suspect_after_s)
+            if state is State.GONE:
+                actions += self._gone(member, reason)
+            else:
+                member.state, member.reason = state, reason
+            if state is State.ALIVE and not member.joined:
+                member.joined = True
+                actions.append(Joined(member.id, member.identity.incarnation))
+        actions += self.agreement.step(now)
+        if any(isinstance(a, Installed) for a in (*actions, *(before or ()))):
+            self._beat_at = None  # the others want to know at once
+        return actions
+
+    def _gone(self, member: Member, reason: str) -> list[Action]:
+        if member.state is not State.GONE:  # the first reason stays
+            member.state, member.reason = State.GONE, reason
+        if not member.joined:
+            return []
+        member.joined = False
+        return [Gone(member.id, member.identity.incarnation, member.reason, member.finished)]
+
+    def _on_heartbeat(self, member: Member, beat: Heartbeat, now: float) -> list[Action]:
+        if beat.phase not in PHASE_WORDS:
+            raise BadFrame(f"heartbeat from {member.id} has the phase {beat.phase}, known: 0 to {max(PHASE_WORDS)}")
+        self.heartbeats_received += 1
+        member.beat = beat
+        self.roster.learn(member.identity, beat.gradients)
+        if beat.answers > member.acknowledged and beat.answers in self._sent_at:
+            member.acknowledged, member.acknowledged_at = beat.answers, self._sent_at[beat.answers]
+            if not beat.number:
+                rtt_s = now - member.acknowledged_at
+                old = rtt_s if member.rtt_s is None else member.rtt_s
+                member.rtt_s = (1 - SMOOTHING) * old + SMOOTHING * rtt_s
+        if not beat.number:
+            return []
+        member.last_number = beat.number
+        return [self._beat(member, 0)]
+
+    def _on_leave(self, member: Member, leave: Leave) -> None:
+        member.left = leave.reason[:WORDS_LIMIT] or ("finished" if leave.finished else "no reason given")
+        member.finished = leave.finished
+
+    def _next_beat(self, now: float) -> int:
+        self.roster.number += 1
+        self._sent_at[self.roster.number] = now
+        if len(self._sent_at) > SENT_LIMIT:
+            del self._sent_at[next(iter(self._sent_at))]
+        return self.roster.number
+
+    def _beats(self, now: float) -> list[Action]:
+        """A heartbeat to everybody linked; to the gone as well, for they may come back."""
+        number = self._next_beat(now)
+        linked = [m for _, m in sorted(self.roster.members.items()) if m.linked and not m.left]
+        return [self._beat(m, number) for m in linked]
+
+    def _beat(self, member: Member, number: int) -> Send:
+        self.heartbeats_sent += 1
+        beat = Heartbeat()
+        beat.CopyFrom(self.roster.mine)
+        beat.phase, beat.number, beat.answers = self.phase, number, member.last_number
+        return Send(member.id, Control(heartbeat=beat))
+
+    def _forgive(self, now: float) -> None:
+        """A node that slept (suspended, stopped, starved) heard nobody: that silence was its own."""
+        before, self._ticked_at = self._ticked_at, now
+        slept_s = 0.0 if before is None else now - before - self.heartbeat_s
+        if slept_s > self.roster.suspect_after_s / 4:
+            for member in self.roster.members.values():
+                member.heard_at = min(now, member.heard_at + slept_s)
+
+
+def _named(identity: Identity) -> str:
+    return f"{identity.node_id}/{identity.incarnation} at {identity.address}"

@@ -1,0 +1,392 @@
+"""One worker at work: the words of `algorithms/worker.py` over the settlement and the rounds.
+
+The trainer process drives it with gRPC behind `Host.send`, the simulator with links of virtual time; neither the
+algorithm nor anything in this file can tell which. X has one owner, the event loop that runs this file: what must be
+atomic is a plain function on that loop.
+"""
+
+import asyncio
+import dataclasses
+import random
+from collections import deque
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from typing import Any, Protocol, TypeVar
+
+import torch
+from torch import Tensor
+
+from shoal.algorithms import BY_NAME
+from shoal.algorithms.descent import Schedule, largest_growth, schedule
+from shoal.errors import BadVector
+from shoal.exchange import Outcome, Role, Settlement
+from shoal.learner import Counts, Learner
+from shoal.messages import Kind, Message, PeerId, Tag
+from shoal.mixing import Mixing, mixing
+from shoal.ring import piece_length, ring_sum
+from shoal.rounds import Rounds
+from shoal.settings import Settings
+from shoal.topology import graph
+
+T = TypeVar("T")
+
+FIRST_PATIENCE_S = 30.0
+"""How long an average may take before anything is known about how long one takes."""
+LEAST_PATIENCE_S = 1.0
+USUAL_TIMES = 10.0
+"""An average that takes so many times longer than usual with that peer is given up; twice as many after each time."""
+
+
+@dataclasses.dataclass(frozen=True)
+class View:
+    """The members of a run, sorted by id, and where it starts."""
+
+    id: str
+    members: tuple[PeerId, ...]
+    samples: tuple[int, ...]  # training samples, member for member
+    round: int = 0
+    same_round: bool = True
+
+
+class Host(Protocol):
+    """What carries a worker: a trainer process, or the simulator."""
+
+    def send(self, peer: PeerId, message: Message) -> None:
+        """Hand over in order; lost if the connection breaks."""
+
+    def compute(self, work: Callable[[], T]) -> Awaitable[T]:
+        """Run `work` beside the loop (a thread, or some virtual seconds)."""
+
+    def clock(self) -> float:
+        """Seconds, monotonic."""
+
+    def total_gradients(self) -> int:
+        """Gradients applied by all members, as far as known here."""
+
+    def counted(self) -> None:
+        """A gradient was applied: the moment at which all of the worker's state fits together."""
+
+    def record(self, event: str, **fields: Any) -> None:
+        """One line of history."""
+
+
+class Runtime:
+    """A worker. `state` is (d+b,): d parameters, which algorithms see as `x`, and b float buffers, averaged with them
+    but never corrected."""
+
+    def __init__(
+        self, me: PeerId, incarnation: int, learner: Learner, state: Tensor, settings: Settings, host: Host
+    ) -> None:
+        self.me, self.learner, self.settings, self.host = me, learner, settings, host
+        self.state = state
+        self.x, self._buffers = state[: learner.model.layout.d], state[learner.model.layout.d :]
+        self.rng = random.Random(f"{settings.seed}/{me}")
+        self.momentum, self.overlap = settings.momentum, settings.overlap
+        self.memory: dict[str, Tensor] = {}
+        self.kept_corrections = True
+        self.view: View | None = None
+        self.mixing: Mixing | None = None
+        self.round = self.steps = self.gradients = 0
+        self.loss = self.last_loss = float("nan")
+        self.seconds = dict.fromkeys(("compute", "wait", "exchange"), 0.0)
+        self.settlement = Settlement(
+            me,
+            incarnation,
+            snapshot=lambda: self.state.clone(),
+            add=self._add,
+            send=host.send,
+            ended=self._exchange_ended,
+        )
+        self.post = Rounds(send=host.send, arrived=self._arrived)
+        self._factor: Schedule = schedule(settings.schedule, settings.warmup)
+        self._budget, self._rounds = settings.total_gradients(1), settings.total_rounds(1)
+        self._up: set[PeerId] = set()
+        self._graph_neighbours: list[PeerId] = []
+        self._reachable: list[PeerId] | None = None  # the neighbours that are up; None: to be found again
+        self._answer: asyncio.Future[Outcome] | None = None
+        self._served_since = self._offered_at = 0.0
+        self._usual_s: dict[PeerId, float] = {}
+        self._patience: dict[PeerId, float] = {}
+        self._durations: deque[float] = deque(maxlen=4096)
+        self._awaited: dict[tuple[PeerId, Tag], asyncio.Future[Tensor]] = {}
+        self._waiting_since: dict[PeerId, float] = {}
+        self._model: asyncio.Future[Tensor] | None = None
+
+    # --- the run ------------------------------------------------------------------------------------------------
+
+    def install(self, view: View) -> None:
+        """Take part in a view: its members, graph, mixing weights and first round. Raises TopologyError."""
+        s, n = self.settings, len(view.members)
+        self.view = view
+        rank = view.members.index(self.me)
+        if s.weight == "samples":
+            self.learner.weight = n * view.samples[rank] / max(1, sum(view.samples))
+        drawn = graph(s.topology, n, s.seed)
+        if s.synchronous:
+            growth = largest_growth(self._factor, s.total_rounds(n))
+            self.mixing = mixing(drawn, weights=s.mixing, lazy=s.lazy, algorithm=s.algorithm, growth=growth)
+            self.round = view.round
+            self.kept_corrections = view.same_round
+        self._budget, self._rounds = s.total_gradients(n), s.total_rounds(n)
+        self._graph_neighbours = [view.members[j] for j in drawn.neighbours[rank]]
+        self._reachable = None
+        self.post.enter(view.id, view.round)
+
+    def peers_in_view(self) -> Sequence[PeerId]:
+        """The neighbours by the graph, reachable or not."""
+        return self._graph_neighbours
+
+    async def run(self) -> None:
+        """The algorithm, from here to its end."""
+        await BY_NAME[self.settings.algorithm](self)
+
+    async def form_mean(self, view: View) -> tuple[Tensor, Counts]:
+        """The mean state of the members of `view`, and its held-out counts summed over them. x stays as it is."""
+        self.post.enter(view.id, 0)
+        n = len(view.members)
+        total = await self._ring_sum(view, "mean", self.state)
+        mean = total.div_(n)
+        mine = await self.host.compute(lambda: self.learner.evaluate(mean))
+        known = 0.0 if mine.right is None else 1.0
+        counts = torch.tensor([mine.right or 0, mine.total, mine.loss_sum, known], dtype=torch.float32)
+        summed = (await self._ring_sum(view, "counts", counts)).tolist()
+        right = round(summed[0]) if summed[3] == n else None
+        return mean, Counts(right=right, total=round(summed[1]), loss_sum=summed[2])
+
+    async def fetch_model(self, peer: PeerId) -> None:
+        """Take the model of `peer`, as a latecomer does before its first step."""
+        self._model = asyncio.get_running_loop().create_future()
+        self.host.send(peer, Message(Kind.PULL))
+        state = await self._model
+        self.state.copy_(state)
+
+    # --- events, from the host ----------------------------------------------------------------------------------
+
+    def up(self, peer: PeerId) -> None:
+        """A connection to `peer` stands."""
+        self._up.add(peer)
+        self._reachable = None
+        self.settlement.up(peer)
+        self.post.up(peer)
+
+    def down(self, peer: PeerId) -> None:
+        """The connection to `peer` broke: nothing of it will arrive until `up`."""
+        self._up.discard(peer)
+        self._reachable = None
+        self.settlement.down(peer)
+        self.post.down(peer)
+        if self._model is not None and not self._model.done():
+            self._model.set_exception(ConnectionError(f"{peer} went away while it was sending its model"))
+
+    def received(self, peer: PeerId, message: Message) -> None:
+        """One message of `peer`. Raises PeerError, with nothing changed, for one that cannot be right."""
+        kind = message.kind
+        if message.vector is not None:
+            self._check_length(peer, message)
+        if kind in (Kind.POST, Kind.RECEIVED):
+            self.post.received(peer, message)
+        elif kind is Kind.PULL:
+            self.host.send(peer, Message(Kind.MODEL, vector=self.state.clone()))
+        elif kind is Kind.MODEL:
+            if self._model is not None and not self._model.done() and message.vector is not None:
+                self._model.set_result(message.vector)
+        else:
+            if kind is Kind.OFFER:
+                self._before_offer()
+            self.settlement.received(peer, message)
+
+    def _check_length(self, peer: PeerId, message: Message) -> None:
+        assert message.vector is not None
+        got, expected = message.vector.numel(), self.state.numel()
+        if message.tag is not None and message.tag.purpose != "mix":
+            return  # pieces of a ring, each checked where it is expected
+        if got != expected:
+            raise BadVector(f"vector from {peer} has {got} elements, expected {expected} (task {self.settings.task})")
+
+    # --- the words of an algorithm ------------------------------------------------------------------------------
+
+    @property
+    def neighbours(self) -> Sequence[PeerId]:
+        """Sorted; those that can be reached now."""
+        if self._reachable is None:
+            self._reachable = [peer for peer in self._graph_neighbours if peer in self._up]
+        return self._reachable
+
+    @property
+    def progress(self) -> float:
+        """Part of the run that is done, 0 to 1."""
+        if self.settings.synchronous:
+            return self.round / self._rounds
+        return self.host.total_gradients() / self._budget
+
+    @property
+    def lr(self) -> float:
+        """The step size now."""
+        return self.settings.lr * self._factor(self.progress)
+
+    def more(self) -> bool:
+        """Whether the shoal still wants gradients."""
+        return self.host.total_gradients() < self._budget
+
+    def rounds(self) -> Iterator[int]:
+        """The rounds that are left."""
+        for t in range(self.round, self._rounds):
+            self.post.begin(t)
+            yield t
+
+    def keep(self, name: str) -> Tensor:
+        """(d,) of zeros at first; goes into checkpoints."""
+        if name not in self.memory:
+            self.memory[name] = torch.zeros_like(self.x)
+        return self.memory[name]
+
+    def count(self) -> None:
+        """One gradient has been applied."""
+        self.gradients += 1
+        self.steps += 1
+        if self.settings.synchronous:
+            self.round += 1
+        self.host.counted()
+
+    async def gradient(self, x: Tensor) -> Tensor:
+        """(d,): the next minibatch's gradient at x as it is now."""
+        began = self.host.clock()
+        pulled = torch.cat((x, self._buffers))
+        result = await self.host.compute(lambda: self.learner.gradient(pulled))
+        if result.buffers is not None:
+            self._buffers.add_(result.buffers)
+        self.loss = result.loss if self.loss != self.loss else 0.95 * self.loss + 0.05 * result.loss
+        self.last_loss = result.loss
+        self.seconds["compute"] += self.host.clock() - began
+        return result.g
+
+    def mix(self, t: int, y: Tensor) -> Awaitable[Tensor]:
+        """(d,): sum_j W_ij y_j, in the order of the ids; posted at once. Buffers are mixed beside it."""
+        assert self.view is not None
+        assert self.mixing is not None
+        payload = torch.cat((y, self._buffers))
+        tag = Tag(self.view.id, t, "mix")
+        row = self.mixing.row(self.view.members.index(self.me))
+        weights = {self.view.members[j]: w for j, w in row.items()}
+        for peer in sorted(weights):
+            if peer != self.me:
+                self.post.post(peer, tag, payload)
+        return self.begin(self._mixed(tag, payload, weights))
+
+    async def _mixed(self, tag: Tag, payload: Tensor, weights: dict[PeerId, float]) -> Tensor:
+        began = self.host.clock()
+        total = torch.zeros_like(payload)
+        for peer in sorted(weights):
+            theirs = payload if peer == self.me else await self._collect(peer, tag)
+            total.add_(theirs, alpha=weights[peer])
+        d = self.x.numel()
+        self._buffers.copy_(total[d:])
+        self.seconds["exchange"] += self.host.clock() - began
+        return total[:d]
+
+    async def average(self, peer: PeerId) -> Outcome:
+        """Average the state with `peer`, settled on both ends or on neither."""
+        if peer not in self._up:
+            return Outcome.GONE
+        loop, began = asyncio.get_running_loop(), self.host.clock()
+        self._answer, self._offered_at = loop.create_future(), began
+        self.settlement.offer(peer)
+        patience = self._patience.get(peer, FIRST_PATIENCE_S)
+        timer = loop.call_later(patience, self._lose_patience, peer)
+        try:
+            outcome = await self._answer
+        finally:
+            timer.cancel()
+        took = self.host.clock() - began
+        self.seconds["exchange"] += took
+        if outcome is Outcome.DONE:
+            self._durations.append(took)
+            self._usual_s[peer] = 0.8 * self._usual_s.get(peer, took) + 0.2 * took
+            self._patience[peer] = max(LEAST_PATIENCE_S, USUAL_TIMES * self._usual_s[peer])
+        return outcome
+
+    def begin(self, work: Awaitable[T]) -> "asyncio.Task[T]":
+        """Start `work` beside the caller."""
+
+        async def started() -> T:
+            return await work
+
+        return asyncio.get_running_loop().create_task(started(), name=f"{self.me}: {self.settings.algorithm}")
+
+    async def back_off(self, tries: int) -> None:
+        """A random part of the time that an average usually takes, more after more tries."""
+        usual = sum(self._usual_s.values()) / len(self._usual_s) if self._usual_s else 0.01
+        await asyncio.sleep(self.rng.uniform(0.1, 1.0) * usual * min(tries, 8))
+
+    # --- status -------------------------------------------------------------------------------------------------
+
+    def take_durations(self) -> list[float]:
+        """Seconds of the own averages that were done since the last call."""
+        taken = list(self._durations)
+        self._durations.clear()
+        return taken
+
+    def waits(self) -> list[dict[str, Any]]:
+        """For whom this worker waits, how long and why, the longest first."""
+        now = self.host.clock()
+        found = [
+            {"for": peer, "seconds": now - self._waiting_since[peer], "why": f"{tag.purpose} of round {tag.round}"}
+            for peer, tag in self._awaited
+        ]
+        if (peer := self.settlement.active_with) is not None:
+            found.append({"for": peer, "seconds": now - self._offered_at, "why": "average"})
+        return sorted(found, key=lambda wait: -wait["seconds"])
+
+    # --- inside -------------------------------------------------------------------------------------------------
+
+    def _add(self, delta: Tensor) -> None:
+        self.state.add_(delta)
+
+    def _lose_patience(self, peer: PeerId) -> None:
+        if self.settlement.active_with == peer:
+            self._patience[peer] = 2 * self._patience.get(peer, FIRST_PATIENCE_S)
+            self.settlement.withdraw()
+
+    def _before_offer(self) -> None:
+        """An initiator that fell silent must not keep this node busy for others."""
+        serving = self.settlement.serving
+        if serving is None:
+            self._served_since = self.host.clock()
+        elif self.host.clock() - self._served_since > self._patience.get(serving[0], FIRST_PATIENCE_S):
+            self.settlement.stop_waiting()
+            self._served_since = self.host.clock()
+
+    def _exchange_ended(self, role: Role, peer: PeerId, seq: int, outcome: Outcome, reason: str) -> None:
+        self.host.record("exchange", peer=peer, seq=seq, role=role.value, outcome=outcome.value, reason=reason)
+        if role is Role.ACTIVE and self._answer is not None and not self._answer.done():
+            self._answer.set_result(outcome)
+
+    def _arrived(self, tag: Tag, peer: PeerId) -> None:
+        waiting = self._awaited.pop((peer, tag), None)
+        if waiting is not None and not waiting.done():
+            vector = self.post.take(peer, tag)
+            assert vector is not None
+            waiting.set_result(vector)
+
+    async def _collect(self, peer: PeerId, tag: Tag) -> Tensor:
+        vector = self.post.take(peer, tag)
+        if vector is None:
+            waiting: asyncio.Future[Tensor] = asyncio.get_running_loop().create_future()
+            self._awaited[peer, tag] = waiting
+            self._waiting_since[peer] = self.host.clock()
+            vector = await waiting
+        return vector
+
+    async def _ring_sum(self, view: View, purpose: str, vector: Tensor) -> Tensor:
+        rank, n = view.members.index(self.me), len(view.members)
+        right, left = view.members[(rank + 1) % n], view.members[(rank - 1) % n]
+
+        async def swap(step: int, piece: Tensor) -> Tensor:
+            tag = Tag(view.id, 0, purpose, step)
+            self.post.post(right, tag, piece)
+            got = await self._collect(left, tag)
+            expected = piece_length(vector.numel(), n, rank, step)
+            if got.numel() != expected:
+                raise BadVector(f"piece {step} of {purpose} from {left} has {got.numel()} elements, expected {expected}")
+            return got
+
+        return await ring_sum(rank, n, vector, swap)

@@ -1,0 +1,270 @@
+"""Every setting of a node and of a run: one frozen, validated table.
+
+Each field carries a sentence: meaning, unit, effect of more and of less. `scope` says who must agree: a *run*
+setting belongs to the run's document, which all members compare in Hello; a *node* setting is this machine's
+own business.
+"""
+
+import dataclasses
+import difflib
+import hashlib
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from shoal.errors import SettingsError
+from shoal.fields import checked, matches, parse_address, parse_shard, setting
+
+PROTOCOL_VERSION = 1
+"""Raised when a node could no longer talk to an older one; Hello refuses another number."""
+
+EXCLUSIVE = ("rounds", "gradients")
+"""Two ways to say one thing: at most one may be given."""
+
+SYNCHRONOUS = ("d-psgd", "d2")
+"""Algorithms that proceed in rounds over one fixed view."""
+ASYNCHRONOUS = ("ad-psgd",)
+ALGORITHMS = (*ASYNCHRONOUS, *SYNCHRONOUS)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Settings:
+    """All settings with their defaults. SettingsError when a value is out of range or two contradict."""
+
+    # --- the run: the same on every member, compared in Hello ---------------------------------------------
+    algorithm: str = setting(
+        "ad-psgd",
+        "How the nodes train together; `shoal node --algorithm ?` names them.",
+        "run",
+        choices=ALGORITHMS,
+    )
+    lr: float = setting(
+        0.1,
+        "Step size. More learns faster until it diverges; less is safe and slow.",
+        "run",
+        above=0,
+        below=1e6,
+    )
+    schedule: str = setting(
+        "constant",
+        "How the step size moves over the run: constant, linear, cosine, or step:FACTOR@P1,P2 (P: part done, 0 to 1).",
+        "run",
+    )
+    warmup: float = setting(
+        0.0,
+        "Part of the run, 0 to 1, over which the step size grows from 0 to its full value.",
+        "run",
+        low=0,
+        below=1,
+    )
+    momentum: float = setting(
+        0.0, "Local heavy-ball momentum; it is never sent. 0 is off, .9 usual.", "run", low=0, below=1
+    )
+    weight_decay: float = setting(
+        0.0,
+        "Pull of every weight towards 0, added to the gradient. More regularises more.",
+        "run",
+        low=0,
+        below=1e3,
+    )
+    batch: int = setting(
+        16,
+        "Samples a gradient and a node. More is less noise and more work a step.",
+        "run",
+        low=1,
+        high=1 << 20,
+    )
+    rounds: int | None = setting(
+        None,
+        "Length of the run in rounds: gradients a node (on average, where nodes do not wait).",
+        "run",
+        low=1,
+    )
+    gradients: int | None = setting(
+        None, "Length of the run in gradients of all nodes together; instead of rounds.", "run", low=1
+    )
+    overlap: int = setting(
+        0,
+        "ad-psgd: local steps allowed beyond one finished average a gradient. More hides a slow link, mixes less.",
+        "run",
+        low=0,
+        high=1000,
+    )
+    topology: str = setting(
+        "complete",
+        "Who talks to whom: complete, ring, exponential, torus, random:DEGREE, star, file:PATH.",
+        "run",
+    )
+    mixing: str = setting(
+        "metropolis",
+        "Weights of the edges: metropolis, uniform:W (every edge W), or file (taken from file:PATH).",
+        "run",
+    )
+    lazy: str = setting(
+        "auto",
+        "Replace W by (I+W)/2: auto (d2 only), always, never. Slower mixing, stable for any graph.",
+        "run",
+        choices=("auto", "always", "never"),
+    )
+    weight: str = setting(
+        "nodes",
+        "What counts the same in the loss: each of the nodes, or each of their samples.",
+        "run",
+        choices=("nodes", "samples"),
+    )
+    partition: str = setting(
+        "labels:2",
+        "How a shipped data set is divided: iid, labels:K, dirichlet:ALPHA, quantity:ALPHA, folder.",
+        "run",
+    )
+    seed: int = setting(
+        0, "Seeds the first model, the partition and every random choice.", "run", low=0, high=2**63 - 1
+    )
+    codec: str = setting("f32", "How a vector travels.", "run", choices=("f32",))
+
+    # --- this node ----------------------------------------------------------------------------------------
+    task: str = setting(
+        "digits",
+        "What is learnt: digits, mnist, fashion-mnist, cifar10, quadratic, FILE.py:CLASS or package.module:CLASS.",
+        "node",
+    )
+    shoal: str = setting("default", "Name of the shoal; nodes of another name are refused.", "node")
+    name: str = setting(
+        "",
+        "This node's name in tables and logs; letters, digits, - and _. Empty: the host name.",
+        "node",
+        form=matches(r"[A-Za-z0-9_-]{1,56}", "1 to 56 letters, digits, - or _"),
+    )
+    state_dir: str = setting("shoal-state", "Folder of the node id, history, checkpoints and models.", "node")
+    shard: str = setting(
+        "0/1", "Which part of a shipped data set is this node's: K/N, K from 0.", "node", form=parse_shard
+    )
+    data_dir: str = setting("data", "Folder of the data sets, and of `folder` partitions.", "node")
+    download: bool = setting(False, "Let torchvision download a missing data set.", "node")
+    device: str = setting(
+        "auto",
+        "auto, cpu, or cuda:N. Several nodes may share one GPU.",
+        "node",
+        form=matches(r"auto|cpu|cuda:\d{1,3}", "auto, cpu or cuda:N"),
+    )
+    threads: int = setting(
+        1,
+        "CPU threads of the trainer. More is faster alone, slower where nodes share cores.",
+        "node",
+        low=1,
+        high=1024,
+    )
+    listen: str = setting("127.0.0.1:0", "HOST:PORT of gRPC; port 0 takes a free one.", "node", form=parse_address)
+    advertise: str = setting(
+        "", "HOST:PORT that peers should dial, if not the one listened on.", "node", form=parse_address
+    )
+    http: str = setting(
+        "127.0.0.1:0", "HOST:PORT of /metrics, /healthz, /readyz, /v1/status.", "node", form=parse_address
+    )
+    insecure: bool = setting(
+        False, "Allow listening beyond loopback without TLS. Anyone who reaches the port can join.", "node"
+    )
+    discovery: str = setting(
+        "mdns,static",
+        "How peers are found, joined by commas: mdns, static, or both.",
+        "node",
+        form=matches(r"(mdns|static)(,(mdns|static))*", "mdns, static, or both joined by a comma"),
+    )
+    peers: tuple[str, ...] = setting(
+        (), "HOST:PORT of known peers, for static discovery; one is enough.", "node", form=parse_address
+    )
+    min_nodes: int = setting(
+        1, "Training starts when so many nodes are ready, all together.", "node", low=1, high=100_000
+    )
+    resume: bool = setting(False, "Go on from the checkpoint in the state folder.", "node")
+    checkpoint_every: int = setting(500, "Steps between checkpoints; 0 writes only when stopped.", "node", low=0)
+    eval_every: int = setting(
+        100, "Steps between evaluations on this node's held-out data; 0 is only at the end.", "node", low=0
+    )
+    heartbeat_s: float = setting(
+        0.5,
+        "Seconds between heartbeats. Less notices a death sooner, for more traffic.",
+        "node",
+        low=0.05,
+        high=60,
+    )
+    suspect_after_s: float = setting(
+        5.0, "Seconds of silence after which a member counts as gone.", "node", low=0.5, high=3600
+    )
+    log: str = setting(
+        "auto",
+        "Log lines: human, json, or auto (human on a terminal).",
+        "node",
+        choices=("auto", "human", "json"),
+    )
+    log_level: str = setting(
+        "info", "Least severe line that is shown.", "node", choices=("debug", "info", "warning", "error")
+    )
+    emulate_compute_s: float = setting(
+        0.0,
+        "Emulated: sleep so many seconds beside each gradient, to try out a slow machine.",
+        "node",
+        low=0,
+        high=3600,
+    )
+
+    def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):
+            object.__setattr__(self, field.name, checked(field, getattr(self, field.name)))
+        if all(getattr(self, name) is not None for name in EXCLUSIVE):
+            raise SettingsError("give rounds or gradients, not both: each alone says how long the run is")
+        if self.overlap and self.algorithm not in ASYNCHRONOUS:
+            raise SettingsError(
+                f"overlap = {self.overlap} is for {', '.join(ASYNCHRONOUS)}: {self.algorithm} mixes once in every round"
+            )
+        if self.lazy == "always" and self.algorithm in ASYNCHRONOUS:
+            raise SettingsError(f"lazy = always is for mixing matrices; {self.algorithm} averages pairs and has none")
+        if self.mixing != "metropolis" and self.algorithm in ASYNCHRONOUS:
+            raise SettingsError(f"mixing = {self.mixing} has no effect: {self.algorithm} averages pairs, half and half")
+
+    @property
+    def synchronous(self) -> bool:
+        """Whether the algorithm proceeds in rounds over one view."""
+        return self.algorithm in SYNCHRONOUS
+
+    def total_rounds(self, nodes: int) -> int:
+        """Rounds of a synchronous run, or gradients a node on average: at least 1."""
+        if self.gradients is not None:
+            return max(1, -(-self.gradients // nodes))
+        return 1000 if self.rounds is None else self.rounds
+
+    def total_gradients(self, nodes: int) -> int:
+        """Gradients of all `nodes` together."""
+        return self.total_rounds(nodes) * nodes if self.gradients is None else self.gradients
+
+    def run_document(self) -> dict[str, Any]:
+        """What all members must agree on, as plain values."""
+        return {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.metadata["scope"] == "run"}
+
+
+def fingerprint(document: Mapping[str, Any]) -> str:
+    """16 hex digits of a document's canonical JSON; equal documents have equal ones."""
+    canonical = json.dumps(document, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(canonical.encode()).hexdigest()[:16]
+
+
+def differing_keys(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> list[str]:
+    """Keys at which two documents differ, each as `key: ours X, theirs Y`, sorted."""
+    absent = object()
+    found = []
+    for key in sorted({*ours, *theirs}):
+        mine, other = ours.get(key, absent), theirs.get(key, absent)
+        if mine != other:
+            left, right = ("absent" if v is absent else json.dumps(v) for v in (mine, other))
+            found.append(f"{key}: ours {left}, theirs {right}")
+    return found
+
+
+def field(name: str) -> dataclasses.Field[Any]:
+    """The field of that name. Raises SettingsError, naming near ones, when there is none."""
+    fields = {f.name: f for f in dataclasses.fields(Settings)}
+    if name not in fields:
+        near = difflib.get_close_matches(name, fields, n=3)
+        hint = f"; did you mean {' or '.join(near)}?" if near else "; `shoal config show` lists them"
+        raise SettingsError(f"unknown setting {name!r}{hint}")
+    return fields[name]

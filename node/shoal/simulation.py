@@ -1,0 +1,373 @@
+"""Many workers in one process and in virtual time: the same algorithms, settlement and rounds as over gRPC.
+
+Only what surrounds them is made up: how long a gradient takes, how long a message travels, when links break and workers
+die. The same scenario gives the same trace, digest and models.
+"""
+
+import asyncio
+import dataclasses
+import hashlib
+import random
+from collections import defaultdict, deque
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+
+from shoal import virtual_time
+from shoal.data.loading import load_task, local_data
+from shoal.data.task import Place
+from shoal.errors import MemberLost, SettingsError
+from shoal.learner import Counts, Learner, initial_state
+from shoal.messages import CARRIES_VECTOR, Message, PeerId
+from shoal.runtime import Runtime, View
+from shoal.settings import Settings
+
+T = TypeVar("T")
+
+
+@dataclasses.dataclass(frozen=True)
+class Cut:
+    """The link between two workers breaks at `at_s` and stands again after `for_s`; in flight is lost."""
+
+    at_s: float
+    a: int
+    b: int
+    for_s: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Crash:
+    """A worker dies at `at_s`, with all it holds."""
+
+    at_s: float
+    worker: int
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Scenario:
+    """The made-up surroundings. Times are virtual seconds."""
+
+    compute_s: float = 0.01  # a gradient
+    jitter: float = 0.0  # a gradient takes compute_s (1 +- jitter), uniformly; 0: all exactly alike
+    vector_s: float = 0.0  # a vector on its way from one worker to another
+    latency_s: float = 0.0001  # any message on its way
+    slow: tuple[tuple[int, float], ...] = ()  # (worker, factor on compute_s)
+    slow_links: tuple[tuple[int, int, float], ...] = ()  # (worker, worker, factor on vector_s)
+    cuts: tuple[Cut, ...] = ()
+    crashes: tuple[Crash, ...] = ()
+
+    def check(self, workers: int) -> None:
+        """Raises SettingsError when it speaks of a worker that is not there."""
+        named = [w for w, _ in self.slow] + [w for a, b, _ in self.slow_links for w in (a, b)]
+        named += [w for c in self.cuts for w in (c.a, c.b)] + [c.worker for c in self.crashes]
+        if (unknown := max(named, default=0)) >= workers:
+            raise SettingsError(f"worker {unknown} is not there: {workers} workers are numbered from 0 to {workers - 1}")
+
+
+Fault = Callable[[PeerId, PeerId, Message], float | None]
+"""(from, to, message as it is sent) -> seconds for which the link breaks now, the message lost; None: it travels."""
+
+
+@dataclasses.dataclass
+class Link:
+    """Between two workers: up or down, and how often it broke (what was sent before a break never arrives)."""
+
+    up: bool = True
+    breaks: int = 0
+
+
+class SimHost:
+    """What carries one worker: `runtime.Host` in virtual time."""
+
+    def __init__(self, world: "World", index: int, me: PeerId) -> None:
+        self.world, self.index, self.me = world, index, me
+        self.rng = random.Random(f"{world.settings.seed}/host/{index}")
+        slow = dict(world.scenario.slow)
+        self.compute_s = world.scenario.compute_s * slow.get(index, 1.0)
+
+    def send(self, peer: PeerId, message: Message) -> None:
+        self.world.carry(self.me, peer, message)
+
+    async def compute(self, work: Callable[[], T]) -> T:
+        result = work()
+        jitter = self.world.scenario.jitter
+        await asyncio.sleep(self.compute_s * (1 + self.rng.uniform(-jitter, jitter) if jitter else 1))
+        return result
+
+    def clock(self) -> float:
+        return asyncio.get_running_loop().time()
+
+    def total_gradients(self) -> int:
+        return self.world.gradients  # an ideal heartbeat: everybody knows at once
+
+    def counted(self) -> None:
+        self.world.on_count(self.index)
+
+    def record(self, event: str, **fields: Any) -> None:
+        self.world.on_record(self.me, event, fields)
+
+
+@dataclasses.dataclass
+class Point:
+    """The mean model at one moment of a run."""
+
+    t: float
+    gradients: int
+    loss: float
+    accuracy: float | None
+    spread: float  # root mean square distance of the workers' models from their mean
+
+
+@dataclasses.dataclass
+class Result:
+    """What a simulated run gives."""
+
+    digest: str  # sha256 of the trace and of the final models
+    seconds: float  # virtual
+    gradients: int
+    mean: Tensor  # (d+b,)
+    states: list[Tensor]
+    curve: list[Point]
+    runtimes: list[Runtime]
+    finished_s: list[float]  # when each worker was done; nan if it died
+
+
+class World:
+    """All workers, their links and the trace."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        scenario: Scenario,
+        learners: Sequence[Learner],
+        states: Sequence[Tensor],
+        *,
+        fault: Fault | None = None,
+        evaluate: Callable[[Tensor], tuple[float, float | None]] | None = None,
+        evaluate_every: int = 0,
+        names: Sequence[PeerId] | None = None,
+    ) -> None:
+        self.settings, self.scenario, self.fault = settings, scenario, fault
+        self.evaluate, self.evaluate_every = evaluate, evaluate_every
+        self.gradients = 0
+        self.curve: list[Point] = []
+        self.records: list[tuple[float, PeerId, str, dict[str, Any]]] | None = None  # set to [] to keep them
+        self._trace = hashlib.sha256()
+        width = len(str(len(learners) - 1))
+        self.names = list(names) if names else [f"w{i:0{width}}" for i in range(len(learners))]
+        self.alive = [True] * len(learners)
+        self._links: dict[tuple[PeerId, PeerId], Link] = {}
+        self._arrival: dict[tuple[PeerId, PeerId], float] = {}
+        self._on_its_way: defaultdict[tuple[PeerId, PeerId], deque[tuple[Message, int]]] = defaultdict(deque)
+        slow_links = {frozenset((self.names[a], self.names[b])): f for a, b, f in scenario.slow_links}
+        self._vector_s = lambda a, b: scenario.vector_s * slow_links.get(frozenset((a, b)), 1.0)
+        self.hosts = [SimHost(self, i, name) for i, name in enumerate(self.names)]
+        self.runtimes = [
+            Runtime(name, 1, learner, state, settings, host)
+            for name, learner, state, host in zip(self.names, learners, states, self.hosts, strict=True)
+        ]
+        self._by_name = dict(zip(self.names, self.runtimes, strict=True))
+        self._tasks: list[asyncio.Task[None]] = []
+
+    # --- links --------------------------------------------------------------------------------------------------
+
+    def link(self, a: PeerId, b: PeerId) -> Link:
+        """The link between two workers, in either order."""
+        key = (a, b) if a < b else (b, a)
+        if key not in self._links:
+            self._links[key] = Link()
+        return self._links[key]
+
+    def carry(self, source: PeerId, to: PeerId, message: Message) -> None:
+        """One message on its way; what one worker sends to another arrives in order, or not at all."""
+        link = self.link(source, to)
+        if not link.up:
+            return
+        if self.fault is not None and (broken_s := self.fault(source, to, message)) is not None:
+            self.cut(source, to, broken_s)
+            return
+        loop = asyncio.get_running_loop()
+        travel = self.scenario.latency_s
+        if message.kind in CARRIES_VECTOR:
+            travel += self._vector_s(source, to)
+        at = max(loop.time() + travel, self._arrival.get((source, to), 0.0))
+        self._arrival[source, to] = at
+        # Timers due at the same moment fire in no particular order, so each delivers the first message on its way.
+        self._on_its_way[source, to].append((message, link.breaks))
+        loop.call_at(at, self._deliver, source, to, link)
+
+    def _deliver(self, source: PeerId, to: PeerId, link: Link) -> None:
+        message, breaks = self._on_its_way[source, to].popleft()
+        if link.breaks == breaks and link.up:
+            self._note("m", source, to, message.kind, message.seq)
+            self._by_name[to].received(source, message)
+
+    def cut(self, a: PeerId, b: PeerId, for_s: float) -> None:
+        """Break the link for a while. Both ends hear of it, after what they do now."""
+        link = self.link(a, b)
+        if not link.up:
+            return
+        link.up = False
+        link.breaks += 1
+        loop = asyncio.get_running_loop()
+        loop.call_soon(self._tell, a, b, False)
+        loop.call_later(for_s, self._mend, a, b)
+
+    def _mend(self, a: PeerId, b: PeerId) -> None:
+        if all(self.alive[self.names.index(x)] for x in (a, b)):
+            self.link(a, b).up = True
+            self._tell(a, b, True)
+
+    def _tell(self, a: PeerId, b: PeerId, up: bool) -> None:
+        self._note("u" if up else "d", a, b)
+        for one, other in ((a, b), (b, a)):
+            runtime = self._by_name[one]
+            if up:
+                runtime.up(other)
+            else:
+                runtime.down(other)
+
+    def _die(self, worker: int) -> None:
+        name = self.names[worker]
+        self.alive[worker] = False
+        self._tasks[worker].cancel()
+        for other, alive in zip(self.names, self.alive, strict=True):
+            if alive and other != name:
+                link = self.link(name, other)
+                link.up, link.breaks = False, link.breaks + 1
+                self._by_name[other].down(name)
+        self._note("x", name)
+        if self.settings.synchronous:
+            for task, alive in zip(self._tasks, self.alive, strict=True):
+                if alive:
+                    task.cancel()
+            self._lost = name
+
+    # --- the run ------------------------------------------------------------------------------------------------
+
+    async def run(self) -> Result:
+        """Start all workers at t = 0 and run to the end. Raises MemberLost when a synchronous run loses one."""
+        loop = asyncio.get_running_loop()
+        self._lost = ""
+        samples = tuple(r.learner.samples for r in self.runtimes)
+        view = View("simulated", tuple(self.names), samples)
+        finished = [float("nan")] * len(self.names)
+        for runtime in self.runtimes:
+            runtime.install(view)
+        for runtime in self.runtimes:
+            for peer in runtime.peers_in_view():
+                runtime.up(peer)
+
+        async def one(index: int) -> None:
+            await self.runtimes[index].run()
+            finished[index] = loop.time()
+
+        self._measure()
+        self._tasks = [loop.create_task(one(i), name=name) for i, name in enumerate(self.names)]
+        for cut in self.scenario.cuts:
+            loop.call_at(cut.at_s, self.cut, self.names[cut.a], self.names[cut.b], cut.for_s)
+        for crash in self.scenario.crashes:
+            loop.call_at(crash.at_s, self._die, crash.worker)
+        ended = await asyncio.gather(*self._tasks, return_exceptions=True)
+        if self._lost:
+            raise MemberLost(f"{self._lost} died at t={loop.time():.3f} s; {self.settings.algorithm} cannot go on without it")
+        for error in ended:
+            if isinstance(error, BaseException) and not isinstance(error, asyncio.CancelledError):
+                raise error
+        await self._settle()
+        self._measure()
+        return self._result(finished)
+
+    async def _settle(self) -> None:
+        """Until no exchange between living workers is open: what broke is asked about when its link stands again."""
+        living = {name for name, alive in zip(self.names, self.alive, strict=True) if alive}
+        while any(r.settlement.unsettled(living) or r.post.unconfirmed for r in self._living()):
+            await asyncio.sleep(self.scenario.compute_s + self.scenario.latency_s)
+
+    def _living(self) -> list[Runtime]:
+        return [r for r, alive in zip(self.runtimes, self.alive, strict=True) if alive]
+
+    def _result(self, finished: list[float]) -> Result:
+        states = [r.state for r in self._living()]
+        for state in states:
+            self._trace.update(state.numpy().tobytes())
+        return Result(
+            digest=self._trace.hexdigest(),
+            seconds=max((t for t in finished if t == t), default=0.0),
+            gradients=self.gradients,
+            mean=torch.stack(states).mean(0),
+            states=states,
+            curve=self.curve,
+            runtimes=self.runtimes,
+            finished_s=finished,
+        )
+
+    def on_count(self, worker: int) -> None:
+        """A worker has applied a gradient."""
+        self.gradients += 1
+        self._note("g", self.names[worker])
+        if self.evaluate_every and self.gradients % self.evaluate_every == 0:
+            self._measure()
+
+    def on_record(self, worker: PeerId, event: str, fields: dict[str, Any]) -> None:
+        """A line of a worker's history."""
+        if self.records is not None:
+            self.records.append((asyncio.get_running_loop().time(), worker, event, fields))
+
+    def _measure(self) -> None:
+        if self.evaluate is None:
+            return
+        states = torch.stack([r.state for r in self._living()])
+        mean = states.mean(0)
+        loss, accuracy = self.evaluate(mean)
+        spread = float((states - mean).pow(2).sum(1).mean().sqrt())
+        self.curve.append(Point(asyncio.get_running_loop().time(), self.gradients, loss, accuracy, spread))
+
+    def _note(self, *what: object) -> None:
+        line = f"{asyncio.get_running_loop().time():.9f} {what}\n"
+        self._trace.update(line.encode())
+
+
+def population(settings: Settings, workers: int) -> tuple[list[Learner], list[Tensor]]:
+    """Learners over the task's parts, one a worker, and their equal first states. They share one module."""
+    s = settings
+    task = load_task(s.task)
+    model, x0 = initial_state(task, s.seed, torch.device("cpu"))
+    learners = []
+    for shard in range(workers):
+        place = Place(shard, workers, s.partition, s.seed, Path(s.data_dir), s.download)
+        learner = Learner(
+            task, local_data(task, place), model, batch=s.batch, seed=s.seed, shard=shard, weight_decay=s.weight_decay
+        )
+        learners.append(learner)
+    return learners, [x0.clone() for _ in range(workers)]
+
+
+def evaluator(learners: Sequence[Learner]) -> Callable[[Tensor], tuple[float, float | None]]:
+    """Loss on all training data and accuracy on all held-out data, of the workers together."""
+    everything = Learner.of_all(learners)
+
+    def evaluate(state: Tensor) -> tuple[float, float | None]:
+        return everything.evaluate(state, held_out=False).loss, everything.evaluate(state).accuracy
+
+    return evaluate
+
+
+def simulate(
+    settings: Settings, scenario: Scenario, learners: Sequence[Learner], states: Sequence[Tensor], **options: Any
+) -> Result:
+    """One run in virtual time; `options` are those of `World`."""
+    return virtual_time.run(_simulate(settings, scenario, learners, states, options))
+
+
+async def _simulate(
+    settings: Settings,
+    scenario: Scenario,
+    learners: Sequence[Learner],
+    states: Sequence[Tensor],
+    options: dict[str, Any],
+) -> Result:
+    return await World(settings, scenario, learners, states, **options).run()

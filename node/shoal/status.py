@@ -1,0 +1,92 @@
+"""What a node tells about itself: /v1/status while it runs, result.json at its end. Plain values."""
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from shoal.membership import Membership
+from shoal.settings import Settings
+from shoal.v1 import node_pb2 as pb
+
+Facts = Mapping[str, Any]
+
+
+def status(
+    settings: Settings,
+    membership: Membership,
+    ready: Facts,
+    trained: Facts,
+    traffic: Iterable[Any],
+    now: float,
+) -> dict[str, Any]:
+    """/v1/status. `ready` and `trained` are what the trainer said at its start and last, `traffic` bytes by peer."""
+    members = membership.snapshot(now)
+    right, total = membership.held_out()
+    view = membership.view
+    waits = list(trained.get("waits", []))
+    if membership.waiting:
+        waits.append({"for": "a view", "seconds": 0.0, "why": membership.waiting})
+    return {
+        "node": {**own_figures(settings, membership.roster.me, ready, trained, traffic), "phase": members[0]["phase"]},
+        "view": None
+        if view is None
+        else {"id": view.id, "number": view.number, "members": [m.node_id for m in view.members]},
+        "members": members,
+        "waits": waits,
+        "shoal": {
+            "name": settings.shoal,
+            "gradients": membership.total_gradients(),
+            "accuracy": right / total if total else None,
+        },
+    }
+
+
+def own_figures(
+    settings: Settings, me: pb.Identity, ready: Facts, trained: Facts, traffic: Iterable[Any]
+) -> dict[str, Any]:
+    """This node's own part."""
+    tally = trained.get("exchanges", {})
+    done = tally.get("active", 0) + tally.get("passive", 0)
+    gradients = trained.get("gradients", 0)
+    right, total = trained.get("right"), trained.get("total") or 0
+    counted = list(traffic)
+    return {
+        "id": me.node_id,
+        "incarnation": me.incarnation,
+        "name": me.name,
+        "address": me.address,
+        "algorithm": settings.algorithm,
+        "task": settings.task,
+        "device": ready.get("device", ""),
+        "step": trained.get("step", 0),
+        "gradients": gradients,
+        "loss": trained.get("loss"),
+        "accuracy": right / total if total and right is not None else None,
+        "samples": ready.get("samples", 0),
+        "histogram": ready.get("histogram", []),
+        "exchanges": {"done": done, **tally},
+        "in_doubt": trained.get("in_doubt", 0),
+        "averages_per_gradient": done / gradients if gradients else None,
+        "bytes_sent": sum(one.sent_bytes for one in counted),
+        "bytes_received": sum(one.received_bytes for one in counted),
+    }
+
+
+def result(
+    settings: Settings,
+    membership: Membership,
+    ready: Facts,
+    trained: Facts,
+    averaged: Facts | None,
+    traffic: Iterable[Any],
+) -> dict[str, Any]:
+    """The figures of result.json: the mean model's, if it was formed, and this node's own."""
+    mean = averaged or {}
+    view = membership.view
+    return {
+        **{key: mean.get(key) for key in ("accuracy", "loss", "right", "total", "path")},
+        "members": [] if view is None else [m.node_id for m in view.members],
+        "gradients": membership.roster.gradients(),
+        "classes": ready.get("classes", []),
+        "histogram": ready.get("histogram", []),
+        "own": own_figures(settings, membership.roster.me, ready, trained, traffic),
+    }

@@ -1,0 +1,35 @@
+"""`python -m shoal.trainer CONTROL_FD MEMORY_FD`: started by the daemon, and of no use to anybody else."""
+
+import asyncio
+import signal
+import socket
+import sys
+
+import torch
+
+from shoal.link import Channel
+from shoal.settings import Settings
+from shoal.trainer.host import TrainerHost, report_failure
+
+
+async def main(control_fd: int, memory_fd: int) -> None:
+    """Until the daemon says stop, or its end of the socket closes."""
+    channel = await Channel.open(socket.socket(fileno=control_fd))
+    first = await channel.receive()
+    if first is None:
+        return
+    settings = Settings(**first.fields["settings"])
+    torch.set_num_threads(settings.threads)
+    try:
+        host = TrainerHost(channel, memory_fd, settings, first.fields["me"], first.fields["incarnation"])
+        host.ready()
+        await host.serve()
+    except Exception as error:
+        report_failure(channel, error)
+    finally:
+        channel.close()
+
+
+if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the daemon decides
+    asyncio.run(main(int(sys.argv[1]), int(sys.argv[2])))

@@ -1,0 +1,319 @@
+"""`runtime.Host` in a trainer process: carries one worker, as the daemon tells it."""
+
+import asyncio
+import contextlib
+import dataclasses
+import math
+import time
+import traceback
+from collections.abc import Callable, Coroutine
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+
+from shoal import wire
+from shoal.data.loading import load_task, local_data, task_document
+from shoal.data.task import Place
+from shoal.errors import BadFrame, Diverged, PeerError, SettingsError, ShoalError
+from shoal.fields import parse_shard
+from shoal.history import History
+from shoal.learner import Counts, Learner, initial_state
+from shoal.link import LEAST_SLOT, RECEIVE, TRANSMIT, Channel, Packet, Segment
+from shoal.messages import Message, PeerId
+from shoal.runtime import Runtime, View
+from shoal.settings import Settings
+from shoal.trainer.keeper import Keeper
+from shoal.trainer.outbox import Outbox
+
+T = TypeVar("T")
+
+STATUS_EVERY_S = 0.2
+LEAVE_WITHIN_S = 1.0
+"""How long a stopping trainer waits for open exchanges to settle before it writes its checkpoint."""
+
+
+class TrainerHost:
+    """One worker of one node. Raises UserError from the constructor when task, data, device or checkpoint are bad."""
+
+    def __init__(self, channel: Channel, memory_fd: int, settings: Settings, me: PeerId, incarnation: int) -> None:
+        s = self.settings = settings
+        self.channel = channel
+        device = choose_device(s.device)
+        shard, shards = parse_shard(s.shard)
+        self.task = load_task(s.task)
+        data = local_data(self.task, Place(shard, shards, s.partition, s.seed, Path(s.data_dir), s.download))
+        model, state = initial_state(self.task, s.seed, device)
+        learner = Learner(
+            self.task, data, model, batch=s.batch, seed=s.seed, shard=shard, weight_decay=s.weight_decay, device=device
+        )
+        self.task_document = task_document(self.task, model.layout)
+        self.history = History(Path(s.state_dir) / "history.jsonl")
+        self.runtime = Runtime(me, incarnation, learner, state, s, self)
+        self.keeper = Keeper(s, self.runtime, self.task_document, self.history, self._alarm, incarnation)
+        if s.resume:
+            self.keeper.resume()
+        segment = Segment(memory_fd)
+        self.slot_bytes = max(LEAST_SLOT, 4 * state.numel())
+        segment.size(self.slot_bytes, TRANSMIT + RECEIVE)
+        self.outbox = Outbox(channel, segment)
+        received = range(TRANSMIT, TRANSMIT + RECEIVE)
+        self._received = {k: torch.frombuffer(segment.slot(k), dtype=torch.float32) for k in received}
+        self._computing = ThreadPoolExecutor(1, thread_name_prefix="compute")
+        self._connections: dict[PeerId, tuple[int, str]] = {}  # connection number, key of its gradients
+        self._others: dict[str, int] = {}  # "id/incarnation" -> gradients, the most that was heard of
+        self._work: asyncio.Task[None] | None = None  # the algorithm, later the forming of the mean
+        self._beside: set[asyncio.Task[None]] = set()
+        self._counts = Counts.nothing()
+
+    # --- runtime.Host -------------------------------------------------------------------------------------------
+
+    def send(self, peer: PeerId, message: Message) -> None:
+        """To a peer, by way of the daemon; the own count of gradients rides along."""
+        if peer in self._connections:
+            conn, _ = self._connections[peer]
+            self.outbox.send(peer, conn, dataclasses.replace(message, gradients=self.runtime.gradients))
+
+    async def compute(self, work: Callable[[], T]) -> T:
+        """In the second thread, one piece of work at a time, so that this loop answers peers meanwhile."""
+        return await asyncio.get_running_loop().run_in_executor(self._computing, self._paced, work)
+
+    def _paced(self, work: Callable[[], T]) -> T:
+        result = work()
+        if self.settings.emulate_compute_s:
+            time.sleep(self.settings.emulate_compute_s)
+        return result
+
+    def clock(self) -> float:
+        """Seconds, monotonic."""
+        return time.monotonic()
+
+    def total_gradients(self) -> int:
+        """Own gradients and what is known of the others'."""
+        return self.runtime.gradients + sum(self._others.values())
+
+    def record(self, event: str, **fields: Any) -> None:
+        """One line of history."""
+        self.history.write(event, **fields)
+
+    def counted(self) -> None:
+        """After each gradient: history, and now and then a checkpoint or an evaluation. Raises Diverged."""
+        runtime, s = self.runtime, self.settings
+        if not math.isfinite(runtime.last_loss):
+            raise Diverged(
+                f"the loss is {runtime.last_loss} after {runtime.steps} steps: the model has diverged; "
+                f"try a step size below --lr {s.lr}"
+            )
+        self.history.write("step", step=runtime.steps, loss=runtime.last_loss, gradients=runtime.gradients)
+        if s.checkpoint_every and runtime.steps % s.checkpoint_every == 0:
+            self._spawn(self._save(), "checkpoint")
+        if s.eval_every and runtime.steps % s.eval_every == 0:
+            self._spawn(self._evaluate(), "evaluation")
+
+    async def _save(self) -> None:
+        await self.keeper.save()
+
+    async def _evaluate(self) -> None:
+        state, step = self.runtime.state.clone(), self.runtime.steps
+        counts = await self.compute(lambda: self.runtime.learner.evaluate(state))
+        self._counts = counts
+        self.history.write("eval", step=step, right=counts.right, total=counts.total, loss=counts.loss)
+        await self.keeper.judge(state, step, counts)
+
+    # --- what the daemon says -----------------------------------------------------------------------------------
+
+    def ready(self) -> None:
+        """Tell the daemon what was loaded."""
+        runtime = self.runtime
+        self.channel.send(
+            "ready",
+            elements=runtime.state.numel(),
+            slot_bytes=self.slot_bytes,
+            task_document=self.task_document,
+            samples=runtime.learner.samples,
+            histogram=runtime.learner.histogram,
+            classes=list(self.task.classes),
+            step=self._step,
+            gradients=runtime.gradients,
+            device=str(runtime.state.device),
+        )
+
+    async def serve(self) -> None:
+        """Until the daemon says stop, or is gone."""
+        ticker = asyncio.get_running_loop().create_task(self._report(), name="status")
+        try:
+            while (packet := await self.channel.receive()) is not None:
+                if packet.kind == "stop":
+                    await self._stop()
+                    return
+                self._on_packet(packet)
+        finally:
+            ticker.cancel()
+            self.history.close()
+
+    def _on_packet(self, packet: Packet) -> None:
+        fields, runtime = packet.fields, self.runtime
+        match packet.kind:
+            case "received":
+                self._on_message(fields["peer"], fields["conn"], fields["slot"], packet.body)
+            case "sent":
+                self.outbox.sent(fields["slot"])
+            case "up":
+                peer = fields["peer"]
+                self._connections[peer] = (fields["conn"], f"{peer}/{fields['incarnation']}")
+                runtime.up(peer)
+            case "down":
+                self._connections.pop(fields["peer"], None)
+                runtime.down(fields["peer"])
+            case "totals":
+                for key, gradients in fields["gradients"].items():
+                    self._learn(key, gradients)
+            case "view":
+                members, samples = tuple(fields["members"]), tuple(fields["samples"])
+                view = View(fields["id"], members, samples, fields["round"], fields["same_round"])
+                self._on_view(view, fields["purpose"], fields["model_from"])
+            case other:
+                raise BadFrame(f"packet {other!r} from the daemon is unknown")
+
+    def _on_message(self, peer: PeerId, conn: int, slot: int, header: bytes) -> None:
+        try:
+            message, elements = wire.decode(header)
+            if elements is not None:
+                vector = self._received[slot][:elements].to(self.runtime.state.device, copy=True)
+                message = dataclasses.replace(message, vector=vector)
+            if peer in self._connections:
+                self._learn(self._connections[peer][1], message.gradients)
+                self.runtime.received(peer, message)
+        except PeerError as error:
+            if self.settings.synchronous:
+                raise  # its post would not get better by being repeated
+            self.channel.send("refused", peer=peer, conn=conn, reason=str(error))
+        finally:
+            if slot >= 0:
+                self.channel.send("free", slot=slot)
+
+    def _learn(self, key: str, gradients: int) -> None:
+        self._others[key] = max(gradients, self._others.get(key, 0))
+
+    def _on_view(self, view: View, purpose: str, model_from: str) -> None:
+        if purpose == "train":
+            self.runtime.install(view)
+            if self.runtime.mixing is not None:
+                self.channel.send("event", level="info", text=self.runtime.mixing.describe())
+            if self._work is None:
+                self._work = self._spawn(self._train(model_from), "the algorithm")
+        else:
+            if self._work is not None:
+                self._work.cancel()
+            self._work = self._spawn(self._finish(view), "the mean model")
+
+    async def _train(self, model_from: str) -> None:
+        if model_from:
+            await self.runtime.fetch_model(model_from)
+            self.history.write("event", what="joined", model_from=model_from)
+        await self.runtime.run()
+        await self._evaluate()
+        self.history.write("event", what="finished", step=self.runtime.steps, gradients=self.runtime.gradients)
+        self._report_now()
+        self.channel.send("finished")
+
+    async def _finish(self, view: View) -> None:
+        mean, counts = await self.runtime.form_mean(view)
+        about = {"members": list(view.members), "held_out_accuracy": counts.accuracy, "held_out_loss": counts.loss}
+        path = await self.keeper.write_model("model.safetensors", mean, about)
+        self.history.write("eval", what="mean model", right=counts.right, total=counts.total, loss=counts.loss)
+        self.channel.send(
+            "averaged",
+            view=view.id,
+            path=str(path),
+            right=counts.right,
+            total=counts.total,
+            loss=counts.loss,
+            accuracy=counts.accuracy,
+        )
+
+    async def _stop(self) -> None:
+        """Settle what is open, for a moment; then write the checkpoint."""
+        if self._work is not None:
+            self._work.cancel()
+        self.runtime.settlement.withdraw()
+        until = self.clock() + LEAVE_WITHIN_S
+        while self.clock() < until and self.runtime.settlement.unsettled(self._connections):
+            with contextlib.suppress(TimeoutError):
+                packet = await asyncio.wait_for(self.channel.receive(), until - self.clock())
+                if packet is None:
+                    break
+                if packet.kind != "view":
+                    self._on_packet(packet)
+        self.channel.send("stopped", checkpoint=await self.keeper.save())
+
+    # --- own tasks and status -----------------------------------------------------------------------------------
+
+    def _spawn(self, work: Coroutine[Any, Any, None], name: str) -> "asyncio.Task[None]":
+        task = asyncio.get_running_loop().create_task(work, name=name)
+        self._beside.add(task)
+        task.add_done_callback(self._ended)
+        return task
+
+    def _ended(self, task: "asyncio.Task[None]") -> None:
+        self._beside.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            report_failure(self.channel, error)
+
+    def _alarm(self, text: str) -> None:
+        self.channel.send("event", level="error", text=text)
+
+    @property
+    def _step(self) -> int:
+        return self.runtime.round if self.settings.synchronous else self.runtime.steps
+
+    async def _report(self) -> None:
+        while True:
+            self._report_now()
+            await asyncio.sleep(STATUS_EVERY_S)
+
+    def _report_now(self) -> None:
+        runtime, counts = self.runtime, self._counts
+        settlement = runtime.settlement
+        self.channel.send(
+            "status",
+            step=self._step,
+            gradients=runtime.gradients,
+            loss=runtime.loss if math.isfinite(runtime.loss) else None,
+            lr=runtime.lr,
+            right=counts.right,
+            total=counts.total,
+            exchanges=dataclasses.asdict(settlement.tally),
+            in_doubt=settlement.in_doubt,
+            unconfirmed=settlement.unconfirmed + runtime.post.unconfirmed,
+            seconds=runtime.seconds,
+            exchange_seconds=runtime.take_durations(),
+            waits=runtime.waits(),
+            saved_at=self.keeper.saved_at,
+            save_failures=self.keeper.failures,
+        )
+
+
+def report_failure(channel: Channel, error: BaseException) -> None:
+    """Tell the daemon why this process ends: a traceback only for what is our own fault."""
+    if isinstance(error, ShoalError):
+        channel.send("failed", message=str(error), exit_code=error.exit_code, traceback="")
+    else:
+        text = "".join(traceback.format_exception(error))
+        channel.send("failed", message=f"{type(error).__name__}: {error}", exit_code=1, traceback=text)
+
+
+def choose_device(name: str) -> torch.device:
+    """auto, cpu or cuda:N as a device. Raises SettingsError when it is not there."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise SettingsError(f"unknown device {name!r}; known: auto, cpu, cuda:N") from None
+    if device.type not in ("cpu", "cuda"):
+        raise SettingsError(f"unknown device {name!r}; known: auto, cpu, cuda:N")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise SettingsError(f"device {name} is not there: torch sees {torch.cuda.device_count()} GPUs on this machine")
+    return device

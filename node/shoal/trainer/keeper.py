@@ -1,0 +1,115 @@
+"""What a trainer writes to disk beside its history: checkpoints, the best model so far, and the mean model."""
+
+import asyncio
+import math
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from shoal.checkpoint import Checkpoint, read, write, write_model
+from shoal.history import History
+from shoal.learner import Counts
+from shoal.runtime import Runtime
+from shoal.settings import Settings
+
+
+class Keeper:
+    """Files of one node's state folder. Snapshots are taken on the worker's loop, files written in a thread."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        runtime: Runtime,
+        task_document: dict[str, Any],
+        history: History,
+        alarm: Callable[[str], None],
+        incarnation: int,
+    ) -> None:
+        self.settings, self.runtime, self.task_document, self.history = settings, runtime, task_document, history
+        self.folder = Path(settings.state_dir)
+        self.checkpoint_path = self.folder / "checkpoint.safetensors"
+        self.incarnation = incarnation
+        self.saved_at: float | None = None
+        self.failures = 0
+        self._alarm = alarm
+        self._best = (-math.inf, -math.inf)
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="files")
+
+    def resume(self) -> None:
+        """Put the worker where its checkpoint was. Raises CheckpointError."""
+        run = self.settings.run_document()
+        saved = read(self.checkpoint_path, task_document=self.task_document, run_document=run)
+        runtime, device = self.runtime, self.runtime.state.device
+        runtime.state.copy_(saved.state)
+        runtime.gradients, runtime.steps, runtime.round = saved.gradients, saved.step, saved.round
+        doubts, kept = {}, {}
+        for name, tensor in saved.memory.items():
+            if name.startswith("doubt."):
+                doubts[name] = tensor.to(device)
+            elif name != "batches":
+                kept[name] = tensor.to(device)
+        runtime.memory = kept
+        runtime.settlement.restore(saved.settlement, doubts)
+        runtime.learner.restore_rng(saved.memory["batches"])
+        version, internal, gauss = saved.rng["algorithm"]
+        runtime.rng.setstate((version, tuple(internal), gauss))
+        self.history.write("event", what="resumed", step=saved.step, gradients=saved.gradients)
+
+    def snapshot(self) -> Checkpoint:
+        """Everything that goes into a checkpoint, at a moment between two steps."""
+        runtime = self.runtime
+        settlement, doubts = runtime.settlement.export()
+        version, internal, gauss = runtime.rng.getstate()
+        tensors = {**runtime.memory, **doubts, "batches": runtime.learner.rng_state()}
+        return Checkpoint(
+            task_document=self.task_document,
+            run_document=self.settings.run_document(),
+            node_id=runtime.me,
+            incarnation=self.incarnation,
+            step=runtime.steps,
+            gradients=runtime.gradients,
+            round=runtime.round,
+            state=_copy(runtime.state),
+            memory={name: _copy(tensor) for name, tensor in tensors.items()},
+            rng={"algorithm": [version, list(internal), gauss]},
+            settlement=settlement,
+        )
+
+    async def save(self) -> str:
+        """Write a checkpoint; returns its path, or "" after raising the alarm (a full disk is no reason to stop)."""
+        checkpoint = self.snapshot()
+        try:
+            await self._in_thread(lambda: write(self.checkpoint_path, checkpoint))
+        except OSError as error:
+            self.failures += 1
+            self._alarm(f"cannot write {self.checkpoint_path}: {error}")
+            return ""
+        self.saved_at = checkpoint.saved_at
+        self.history.write("event", what="checkpoint", step=checkpoint.step)
+        return str(self.checkpoint_path)
+
+    async def judge(self, state: Tensor, step: int, counts: Counts) -> None:
+        """Keep `state` as the best model if its held-out accuracy, then its loss, is the best so far."""
+        score = (-math.inf if counts.accuracy is None else counts.accuracy, -counts.loss)
+        if score > self._best:
+            self._best = score
+            await self.write_model("best.safetensors", state, {"step": step, "held_out_accuracy": counts.accuracy})
+
+    async def write_model(self, name: str, state: Tensor, about: dict[str, Any]) -> Path:
+        """A file that plain torch loads into the task's model."""
+        path = self.folder / name
+        tensors = self.runtime.learner.model.state_dict(_copy(state))
+        about = {"task": self.settings.task, "run": self.settings.run_document(), **about}
+        await self._in_thread(lambda: write_model(path, tensors, about))
+        return path
+
+    async def _in_thread(self, work: Callable[[], object]) -> None:
+        await asyncio.get_running_loop().run_in_executor(self._thread, work)
+
+
+def _copy(tensor: Tensor) -> Tensor:
+    return tensor.detach().to("cpu", copy=True) if tensor.dtype != torch.uint8 else tensor.clone()

@@ -1,0 +1,225 @@
+"""One connection: the Control and the Exchange stream between this node and one incarnation of a peer.
+
+Both streams stand or fall together. Down is a plain function: from the moment it has run, nothing of the connection
+is delivered any more, whatever is still under way.
+"""
+
+import asyncio
+import dataclasses
+import logging
+from collections.abc import Callable, Coroutine
+from typing import Any, NamedTuple, Protocol
+
+import grpc
+from google.protobuf.message import DecodeError
+
+from shoal.errors import BadFrame, PeerError
+from shoal.transport.frames import Assembler, frames
+from shoal.v1 import node_pb2 as pb
+
+MESSAGE_QUEUE = 64
+"""Messages that may wait for a peer that does not read: far above what an exchange has under way at a time."""
+CONTROL_QUEUE = 64
+"""Control frames likewise: half a minute of heartbeats."""
+REASON_GRACE_S = 0.1
+"""How long a failed write waits for the status that says why: it may be right behind."""
+
+STREAM_ERRORS = (grpc.RpcError, grpc.aio.BaseError, asyncio.InvalidStateError)
+"""What reading or writing raises when a stream has ended; the last is a write after the status has come."""
+
+log = logging.getLogger(__name__)
+
+
+class TransportEvents(Protocol):
+    """What happens, told on the event loop, one at a time. Only `buffer` may wait, and only its stream waits with it.
+
+    Per peer, up and down alternate strictly; what lies between an up and its down carries the same `conn`.
+    """
+
+    def up(self, peer: pb.Identity, conn: int) -> None:
+        """Both streams stand. `conn` is this node's number for the connection, larger than any before."""
+
+    def down(self, peer_id: str, conn: int, reason: str) -> None:
+        """Nothing of connection `conn` comes after this."""
+
+    def control(self, peer_id: str, conn: int, control: pb.Control) -> None:
+        """A control frame."""
+
+    async def buffer(self, nbytes: int) -> tuple[int, memoryview]:
+        """A receive slot and its view, (nbytes,) uint8; waits while none is free."""
+        ...
+
+    def release(self, slot: int) -> None:
+        """The slot is not used after all: its message broke off."""
+
+    def message(self, peer_id: str, conn: int, header: bytes, slot: int | None) -> None:
+        """A whole message; its vector, if any, lies in `slot`, which is the receiver's from now on."""
+
+    def refused(self, peer_id: str, error: PeerError) -> None:
+        """A peer's fault: a Hello that does not fit, or a bad frame (whose connection then goes down)."""
+
+
+class Stream(Protocol):
+    """What a client's call and a server's context have in common. `read` gives grpc.aio.EOF at the end."""
+
+    async def read(self) -> Any: ...
+
+    async def write(self, message: bytes) -> None: ...
+
+
+@dataclasses.dataclass(slots=True)
+class Traffic:
+    """Bytes to and from one peer since the start, in frames as protobuf counts them (without HTTP/2 and TCP)."""
+
+    sent_bytes: int = 0  # everything: control, headers, vectors, framing
+    received_bytes: int = 0
+    sent_payload_bytes: int = 0  # vectors that went or came whole
+    received_payload_bytes: int = 0
+
+
+class _Outgoing(NamedTuple):
+    header: bytes
+    payload: memoryview | None
+    sent: Callable[[], None]
+
+
+class Connection:
+    """From the moment its two streams stand until either breaks."""
+
+    def __init__(
+        self,
+        peer: pb.Identity,
+        conn: int,
+        streams: tuple[Stream, Stream],
+        vector_bytes: int,
+        events: TransportEvents,
+        traffic: Traffic,
+    ) -> None:
+        self.peer = peer
+        self.conn = conn
+        self.over = asyncio.Event()
+        self.reason = ""
+        self.code = grpc.StatusCode.OK
+        self.lost = f"closed by {peer.node_id}, or lost on the way"  # a caller has no status to say which
+        self._control, self._exchange = streams
+        self._assembler = Assembler(peer.node_id, vector_bytes)
+        self._events = events
+        self._traffic = traffic
+        self._controls: asyncio.Queue[bytes] = asyncio.Queue(CONTROL_QUEUE)
+        self._messages: asyncio.Queue[_Outgoing] = asyncio.Queue(MESSAGE_QUEUE)
+        self._writing: _Outgoing | None = None
+        self._pumps: list[asyncio.Task[None]] = []
+
+    def begin(self) -> None:
+        """Up. Call once."""
+        for name, work in (
+            ("control reader", self._read_control),
+            ("control writer", self._write_control),
+            ("exchange reader", self._read_exchange),
+            ("exchange writer", self._write_exchange),
+        ):
+            task = asyncio.create_task(self._pump(work), name=f"{name} of {self.peer.node_id} {self.conn}")
+            self._pumps.append(task)
+        self._events.up(self.peer, self.conn)
+
+    def end(self, reason: str, code: grpc.StatusCode = grpc.StatusCode.ABORTED) -> None:
+        """Down, at once; the first reason counts. A peer that dialled gets code and reason as its status."""
+        if self.over.is_set():
+            return
+        self.reason, self.code = reason, code
+        self.over.set()
+        for pump in self._pumps:
+            pump.cancel()
+        unsent = [self._writing] if self._writing else []
+        while not self._messages.empty():
+            unsent.append(self._messages.get_nowait())
+        for outgoing in unsent:
+            outgoing.sent()
+        self._events.down(self.peer.node_id, self.conn, reason)
+
+    async def settle(self) -> None:
+        """Waits until no task of an ended connection is left."""
+        await asyncio.gather(*self._pumps, return_exceptions=True)
+
+    def send(self, header: bytes, payload: memoryview | None, sent: Callable[[], None]) -> None:
+        """Queues a message; `sent` is called once, when `payload` is not needed any more, sent or not."""
+        if self.over.is_set():
+            sent()
+            return
+        try:
+            self._messages.put_nowait(_Outgoing(header, payload, sent))
+        except asyncio.QueueFull:
+            sent()
+            self.end(f"{self.peer.node_id} leaves {MESSAGE_QUEUE} messages unread")
+
+    def send_control(self, control: pb.Control) -> None:
+        """Queues a control frame."""
+        if self.over.is_set():
+            return
+        try:
+            # ControlRequest and ControlResponse are the same bytes, whoever dialled.
+            self._controls.put_nowait(pb.ControlRequest(control=control).SerializeToString())
+        except asyncio.QueueFull:
+            self.end(f"{self.peer.node_id} leaves {CONTROL_QUEUE} control frames unread")
+
+    async def _pump(self, work: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        """Runs one direction of one stream; however it ends, the connection ends with it."""
+        try:
+            await work()
+            reason, code = self.lost, grpc.StatusCode.CANCELLED
+        except BadFrame as error:
+            self._events.refused(self.peer.node_id, error)
+            reason, code = str(error), grpc.StatusCode.INVALID_ARGUMENT
+        except STREAM_ERRORS:
+            # Whoever watches over the streams (dialler or server) knows the status better.
+            await asyncio.sleep(REASON_GRACE_S)
+            reason, code = self.lost, grpc.StatusCode.UNAVAILABLE
+        except Exception:
+            log.exception("connection %d to %s", self.conn, self.peer.node_id)
+            reason, code = "internal error", grpc.StatusCode.INTERNAL
+        self.end(reason, code)
+
+    async def _read_control(self) -> None:
+        while (raw := await self._control.read()) is not grpc.aio.EOF:
+            self._traffic.received_bytes += len(raw)
+            try:
+                control = pb.ControlRequest.FromString(raw).control
+            except DecodeError as error:
+                raise BadFrame(f"control frame from {self.peer.node_id} is none: {error}") from None
+            if control.WhichOneof("control") is None:
+                raise BadFrame(f"control frame from {self.peer.node_id} holds nothing that this version knows")
+            self._events.control(self.peer.node_id, self.conn, control)
+
+    async def _write_control(self) -> None:
+        while True:
+            raw = await self._controls.get()
+            self._traffic.sent_bytes += len(raw)
+            await self._control.write(raw)
+
+    async def _read_exchange(self) -> None:
+        slot: int | None = None
+        try:
+            while (frame := await self._exchange.read()) is not grpc.aio.EOF:
+                self._traffic.received_bytes += len(frame)
+                message = self._assembler.feed(frame)
+                if self._assembler.wanted is not None:
+                    slot, view = await self._events.buffer(self._assembler.wanted)
+                    self._assembler.fill(view)
+                if message is not None:
+                    header, vector = message
+                    self._traffic.received_payload_bytes += 0 if vector is None else len(vector)
+                    filled, slot = slot, None
+                    self._events.message(self.peer.node_id, self.conn, header, filled)
+        finally:
+            if slot is not None:
+                self._events.release(slot)
+
+    async def _write_exchange(self) -> None:
+        while True:
+            self._writing = outgoing = await self._messages.get()
+            for frame in frames(outgoing.header, outgoing.payload):
+                self._traffic.sent_bytes += len(frame)
+                await self._exchange.write(frame)
+            self._traffic.sent_payload_bytes += 0 if outgoing.payload is None else len(outgoing.payload)
+            self._writing = None
+            outgoing.sent()

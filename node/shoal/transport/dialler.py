@@ -1,0 +1,158 @@
+"""The side that calls: Hello to an address, and the two streams to each peer with a higher node id."""
+
+import asyncio
+import logging
+import random
+from typing import Any
+
+import grpc
+from google.protobuf.message import DecodeError
+
+from shoal.errors import BadFrame, Mismatch, PeerError, SettingsError
+from shoal.transport import channels
+from shoal.transport.channels import Ends
+from shoal.transport.connection import REASON_GRACE_S, Connection
+from shoal.transport.peers import Peers
+from shoal.v1 import node_pb2 as pb
+
+HELLO_TIMEOUT_S = 5.0
+STAND_TIMEOUT_S = 5.0
+"""How long both streams may take to stand."""
+
+log = logging.getLogger(__name__)
+
+
+class Dialler:
+    """Greets addresses and keeps the connections to the peers that are ours to dial."""
+
+    def __init__(self, peers: Peers, heartbeat_s: float, redial_s: tuple[float, float]) -> None:
+        self._peers = peers
+        self._heartbeat_s = heartbeat_s
+        self._redial_least_s, self._redial_most_s = redial_s
+        self._targets: dict[str, pb.Identity] = {}
+        self._dialled: dict[str, asyncio.Task[None]] = {}
+        self._leaving: set[asyncio.Task[None]] = set()
+
+    async def greet(self, address: str) -> pb.Hello:
+        """Says Hello to an address and returns the answer, which is welcome.
+
+        Raises Mismatch when either side refuses, with the keys that differ; PeerError when nobody answers in time.
+        """
+        request = pb.HelloRequest(hello=self._peers.hello()).SerializeToString()
+        try:
+            async with channels.channel(address, self._heartbeat_s) as channel:
+                answer = await channel.unary_unary(channels.HELLO)(request, timeout=HELLO_TIMEOUT_S)
+            hello = pb.HelloResponse.FromString(answer).hello
+        except SettingsError as error:
+            raise PeerError(str(error)) from None
+        except grpc.RpcError as error:
+            if error.code() is grpc.StatusCode.FAILED_PRECONDITION:
+                raise Mismatch(f"the node at {address} refuses: {_words(error.code(), error.details())}") from None
+            raise PeerError(f"no Hello from {address}: {_words(error.code(), error.details())}") from None
+        except DecodeError as error:
+            raise BadFrame(f"Hello from {address} is none: {error}") from None
+        reason = self._peers.receive(hello)
+        if reason is not None:
+            raise Mismatch(f"{hello.identity.node_id} at {address} does not fit: {reason}")
+        return hello
+
+    def dial(self, peer: pb.Identity) -> None:
+        """Opens the streams to a peer, again and again, until `hang_up`. A newer incarnation replaces an older one."""
+        known = self._targets.get(peer.node_id)
+        if known is not None and peer.incarnation < known.incarnation:
+            return
+        if known is not None and peer.incarnation > known.incarnation:
+            self.hang_up(peer.node_id)
+        self._targets[peer.node_id] = peer  # the same incarnation at another address counts from the next attempt
+        if peer.node_id not in self._dialled:
+            task = asyncio.create_task(self._keep(peer.node_id), name=f"dialler of {peer.node_id}")
+            task.add_done_callback(_report)
+            self._dialled[peer.node_id] = task
+
+    def hang_up(self, peer_id: str) -> None:
+        """Dials that peer no more."""
+        self._targets.pop(peer_id, None)
+        task = self._dialled.pop(peer_id, None)
+        if task is not None:
+            task.cancel()
+            self._leaving.add(task)
+            task.add_done_callback(self._leaving.discard)
+
+    async def close(self) -> None:
+        """Dials nobody any more; returns when no task is left."""
+        for peer_id in list(self._dialled):
+            self.hang_up(peer_id)
+        await asyncio.gather(*self._leaving, return_exceptions=True)
+
+    async def _keep(self, peer_id: str) -> None:
+        """Redials after random waits, which double while the peer is out of reach or one end breaks the protocol."""
+        failures = 0
+        while True:
+            peer = self._targets[peer_id]
+            served, reason = await self._connect(peer)
+            log.debug("connection to %s at %s ended: %s", peer.node_id, peer.address, reason)
+            failures = 0 if served else failures + 1
+            longest = min(self._redial_most_s, self._redial_least_s * 2.0 ** min(failures, 30))
+            await asyncio.sleep(longest * random.uniform(0.5, 1))
+
+    async def _connect(self, peer: pb.Identity) -> tuple[bool, str]:
+        """One connection from dialling to its end: whether it stood and kept to the protocol, and why it ended."""
+        me, conn = self._peers.identity, next(self._peers.numbers)
+        metadata = Ends(me.node_id, me.incarnation, peer.node_id, peer.incarnation, conn).metadata()
+        try:
+            first = channels.channel(peer.address, self._heartbeat_s)
+            second = channels.channel(peer.address, self._heartbeat_s)
+        except SettingsError as error:
+            return False, str(error)
+        async with first, second:
+            try:
+                async with asyncio.timeout(STAND_TIMEOUT_S):
+                    control = await _standing(first, channels.CONTROL, metadata)
+                    exchange = await _standing(second, channels.EXCHANGE, metadata)
+            except TimeoutError:
+                return False, f"the streams did not stand within {STAND_TIMEOUT_S:g} s"
+            except grpc.RpcError as error:
+                return False, _words(error.code(), error.details())
+            connection = self._peers.begin(peer, conn, (control, exchange))
+            await self._hold(connection, control, exchange)
+        return connection.code is not grpc.StatusCode.INVALID_ARGUMENT, connection.reason
+
+    async def _hold(self, connection: Connection, *calls: Any) -> None:
+        """Returns when the connection is over, which it is when either call is."""
+        watches = [asyncio.create_task(_watch(connection, call)) for call in calls]
+        try:
+            await connection.over.wait()
+        finally:
+            connection.end(f"{self._peers.identity.node_id} hangs up")
+            for watch in watches:
+                watch.cancel()
+            await asyncio.gather(*watches, return_exceptions=True)
+            await self._peers.settle(connection)
+
+
+async def _standing(channel: Any, method: str, metadata: tuple[tuple[str, str], ...]) -> Any:
+    """A stream whose other end has accepted it: its response headers are there. Raises grpc.RpcError if refused."""
+    call = channel.stream_stream(method)(metadata=metadata)
+    await call.initial_metadata()
+    await call.wait_for_connection()  # raises the status of a call that has ended
+    return call
+
+
+async def _watch(connection: Connection, call: Any) -> None:
+    """Ends the connection when the call has its status, even while nobody reads or writes."""
+    code, details = await call.code(), await call.details()
+    if code is grpc.StatusCode.INTERNAL:  # a write that failed before the status came; the other call may say why
+        await asyncio.sleep(REASON_GRACE_S)
+    connection.end(_words(code, details), code)
+
+
+def _words(code: grpc.StatusCode, details: str | None) -> str:
+    """A status in words; they are the peer's, and go into logs."""
+    words = (details or code.name)[: channels.REASON_LIMIT]
+    return "".join(c if c.isprintable() else " " for c in words)
+
+
+def _report(task: asyncio.Task[None]) -> None:
+    """A dialler runs until it is cancelled; anything else is our own fault."""
+    if not task.cancelled():
+        log.error("%s has ended early", task.get_name(), exc_info=task.exception())

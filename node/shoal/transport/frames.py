@@ -1,0 +1,159 @@
+"""The frames of the Exchange stream, written and read by hand as exactly the bytes that protobuf would write.
+
+A message is a header frame and, when its header announces a vector, chunk frames and a trailer with the
+checksum of all chunks. Each frame is one ExchangeRequest or ExchangeResponse (the same field numbers), so any
+protobuf client can talk to a node; but a payload passes through no protobuf object: `frames` copies a chunk once
+on its way out, `Assembler` once on its way into its buffer. No I/O here.
+"""
+
+import zlib
+from collections.abc import Iterator
+
+from google.protobuf.message import DecodeError
+
+from shoal.errors import BadFrame
+from shoal.link import LEAST_SLOT
+from shoal.v1 import node_pb2 as pb
+
+CHUNK_BYTES = 1 << 20
+"""Payload of one chunk, at most. Over gRPC twice as much is no faster, a sixteenth half as fast."""
+HEADER_LIMIT = 8 << 10
+"""Bytes of a header, at most; its strings are bounded far below (`shoal.wire`)."""
+FRAME_LIMIT = CHUNK_BYTES + 16
+"""Bytes of a frame, at most: a full chunk with its tag and length."""
+
+# Field number and wire type 2 (length-delimited), as protobuf's encoding has it: number << 3 | 2.
+_HEADER, _CHUNK, _TRAILER = 0x0A, 0x12, 0x1A
+_NAMES = {_HEADER: "header", _CHUNK: "chunk", _TRAILER: "trailer"}
+
+
+def frames(header: bytes, payload: memoryview | None, chunk_bytes: int = CHUNK_BYTES) -> Iterator[bytes]:
+    """The frames of one message; `payload` is (n,) uint8 and is read while the iterator runs."""
+    yield _frame(_HEADER, header)
+    if payload is None:
+        return
+    crc = 0
+    for start in range(0, len(payload), chunk_bytes):
+        chunk = payload[start : start + chunk_bytes]
+        crc = zlib.crc32(chunk, crc)
+        yield _frame(_CHUNK, chunk)
+    yield _frame(_TRAILER, pb.Trailer(crc32=crc).SerializeToString())
+
+
+class Assembler:
+    """Puts the messages of one Exchange stream together, frame by frame.
+
+    After a frame that announces a vector, `wanted` is its size in bytes, and `fill` must bring a buffer of that
+    size before the next frame. Every size is checked before that. Any problem is a BadFrame with the peer's
+    name, after which the stream cannot go on.
+    """
+
+    def __init__(self, peer: str, vector_bytes: int) -> None:
+        self._peer = peer
+        self._expected = vector_bytes  # of every model's vector in this shoal
+        self._header: bytes | None = None  # of the message whose vector is under way
+        self._buffer: memoryview | None = None
+        self._filled = 0
+        self._crc = 0
+        self.wanted: int | None = None
+
+    def fill(self, buffer: memoryview) -> None:
+        """Takes the buffer that was asked for: (wanted,) uint8, writable."""
+        if len(buffer) != self.wanted:
+            raise ValueError(f"buffer of {len(buffer)} bytes, wanted {self.wanted}")
+        self._buffer, self.wanted = buffer, None
+
+    def feed(self, frame: bytes) -> tuple[bytes, memoryview | None] | None:
+        """Takes the next frame. Returns (header, vector) when a message is whole; the vector is its buffer."""
+        tag, content = self._opened(frame)
+        if tag == _HEADER:
+            return self._begin(content)
+        if self._header is None:
+            raise BadFrame(f"{_NAMES[tag]} from {self._peer}, expected a header")
+        if self._buffer is None:
+            raise ValueError("a frame came before the buffer that its vector needs")
+        if tag == _TRAILER:
+            return self._end(content, self._buffer)
+        self._add(content, self._buffer)
+        return None
+
+    def _opened(self, frame: bytes) -> tuple[int, memoryview]:
+        """Tag and content of a frame, which is one field and nothing else."""
+        if not frame or frame[0] not in _NAMES:
+            found = f"field tag {frame[0]:#04x}" if frame else "nothing"
+            raise BadFrame(f"frame from {self._peer} holds {found}, expected a header, a chunk or a trailer")
+        name = _NAMES[frame[0]]
+        length = 0
+        for position, byte in enumerate(frame[1:6]):
+            length |= (byte & 0x7F) << 7 * position
+            if byte < 0x80:
+                break
+        else:
+            raise BadFrame(f"{name} from {self._peer} has no length")
+        content = memoryview(frame)[position + 2 :]
+        if len(content) != length:
+            raise BadFrame(f"{name} from {self._peer} has {len(content)} bytes, expected {length} by its length")
+        return frame[0], content
+
+    def _begin(self, content: memoryview) -> tuple[bytes, None] | None:
+        if self._header is not None:
+            raise BadFrame(
+                f"header from {self._peer} after {self._filled} bytes of a vector that is not whole, "
+                "expected a chunk or a trailer"
+            )
+        if len(content) > HEADER_LIMIT:
+            raise BadFrame(f"header from {self._peer} has {len(content)} bytes, allowed are {HEADER_LIMIT}")
+        header = bytes(content)
+        try:
+            read = pb.Header.FromString(header)
+        except DecodeError as error:
+            raise BadFrame(f"header from {self._peer} is not a Header: {error}") from None
+        if not read.HasField("vector"):
+            return header, None
+        size = read.vector.bytes
+        # A post may be a piece of a vector (`ring.py`); its receiver knows how long that piece must be.
+        piece = read.kind == pb.MESSAGE_KIND_POST
+        most = max(self._expected, LEAST_SLOT) if piece else self._expected
+        if size > most or (size < most and not piece):
+            raise BadFrame(
+                f"vector from {self._peer} has {size} bytes ({read.vector.elements} elements), "
+                f"expected {'at most ' if piece else ''}{most} bytes"
+            )
+        self._header, self._filled, self._crc = header, 0, 0
+        self.wanted = size
+        return None
+
+    def _add(self, chunk: memoryview, buffer: memoryview) -> None:
+        end = self._filled + len(chunk)
+        if not chunk or end > len(buffer):
+            raise BadFrame(
+                f"chunk of {len(chunk)} bytes from {self._peer} after {self._filled}, expected 1 to "
+                f"{len(buffer) - self._filled}"
+            )
+        buffer[self._filled : end] = chunk
+        self._crc = zlib.crc32(chunk, self._crc)
+        self._filled = end
+
+    def _end(self, content: memoryview, buffer: memoryview) -> tuple[bytes, memoryview]:
+        assert self._header is not None
+        if self._filled != len(buffer):
+            raise BadFrame(f"trailer from {self._peer} after {self._filled} bytes, expected {len(buffer)} before")
+        try:
+            crc = pb.Trailer.FromString(bytes(content)).crc32
+        except DecodeError as error:
+            raise BadFrame(f"trailer from {self._peer} is not a Trailer: {error}") from None
+        if crc != self._crc:
+            raise BadFrame(f"vector from {self._peer} has crc32 {self._crc:08x}, expected {crc:08x} by its trailer")
+        whole = self._header, buffer
+        self._header = self._buffer = None
+        return whole
+
+
+def _frame(tag: int, content: bytes | memoryview) -> bytes:
+    """One field, number and wire type 2 in `tag`, as protobuf writes it."""
+    head, rest = bytearray((tag,)), len(content)
+    while rest >= 0x80:
+        head.append(rest & 0x7F | 0x80)
+        rest >>= 7
+    head.append(rest)
+    return b"".join((head, content))

@@ -1,0 +1,97 @@
+"""The one object that the daemon holds: listens, greets, keeps the connections, sends."""
+
+from collections.abc import Callable, Mapping
+
+from shoal.transport.connection import Traffic, TransportEvents
+from shoal.transport.dialler import Dialler
+from shoal.transport.peers import Peers
+from shoal.transport.server import Server
+from shoal.v1 import node_pb2 as pb
+
+
+class Transport:
+    """gRPC in both directions. Everything runs on the event loop that made it; `events` is called there."""
+
+    def __init__(
+        self,
+        *,
+        identity: pb.Identity,
+        hello: Callable[[], pb.Hello],
+        judge: Callable[[pb.Hello], str | None],
+        events: TransportEvents,
+        heartbeat_s: float = 0.5,
+        redial_s: tuple[float, float] = (0.05, 2.0),
+    ) -> None:
+        """`hello` says who we are now; its `elements` fix the size of every vector (4 bytes each).
+
+        `judge` decides on another's Hello: None is welcome, a text is the reason for refusal, with the keys that
+        differ. `redial_s` bounds the waits between attempts to connect, least and most.
+        """
+        self._identity = identity
+        self._peers = Peers(identity, hello, judge, events)
+        self._server = Server(self._peers, heartbeat_s)
+        self._dialler = Dialler(self._peers, heartbeat_s, redial_s)
+
+    @property
+    def traffic(self) -> Mapping[str, Traffic]:
+        """Bytes by peer id, over all its connections."""
+        return self._peers.traffic
+
+    async def listen(self, address: str) -> str:
+        """Serves on HOST:PORT and returns it, with the port that was taken for 0. Raises PortInUse or SettingsError."""
+        return await self._server.listen(address)
+
+    async def greet(self, address: str) -> pb.Hello:
+        """Exchanges Hellos with whoever listens there; both sides judge. At most 5 s.
+
+        Raises Mismatch when either refuses, with the reason, PeerError when nobody answers.
+        """
+        return await self._dialler.greet(address)
+
+    def connect(self, peer: pb.Identity) -> None:
+        """Wants a connection to a peer, after a Hello by either, until `forget`. Calling it again changes nothing.
+
+        The lower node id dials, again and again; the other waits to be dialled. A newer incarnation or another
+        address of the same peer takes the place of the old.
+        """
+        if self._identity.node_id < peer.node_id:
+            self._dialler.dial(peer)
+
+    def send(
+        self, peer_id: str, conn: int, header: bytes, payload: memoryview | None, sent: Callable[[], None]
+    ) -> None:
+        """Queues a message, in order, on connection `conn`; drops it when that is not up any more.
+
+        `payload` is (n,) uint8, as many as the header announces, and must not change until `sent` is called: once,
+        on the loop, perhaps before this returns, whether the message went or not.
+        """
+        connection = self._peers.live.get(peer_id)
+        if connection is None or connection.conn != conn:
+            sent()
+        else:
+            connection.send(header, payload, sent)
+
+    def send_control(self, peer_id: str, control: pb.Control) -> None:
+        """Queues a control frame; drops it while no connection is up."""
+        connection = self._peers.live.get(peer_id)
+        if connection is not None:
+            connection.send_control(control)
+
+    def reset(self, peer_id: str, reason: str) -> None:
+        """Drops the connection, on both ends; it is dialled again as after any failure."""
+        connection = self._peers.live.get(peer_id)
+        if connection is not None:
+            connection.end(reason)
+
+    def forget(self, peer_id: str, reason: str) -> None:
+        """Drops the connection and wants none any more; the peer must say Hello again."""
+        self._peers.forget(peer_id)
+        self.reset(peer_id, reason)
+        self._dialler.hang_up(peer_id)
+
+    async def close(self) -> None:
+        """Ends every connection, then listening; returns when no task is left."""
+        for peer_id in list(self._peers.live):
+            self.forget(peer_id, f"{self._identity.node_id} closes")
+        await self._dialler.close()
+        await self._server.close()

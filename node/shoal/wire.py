@@ -1,0 +1,106 @@
+"""Messages between workers as protobuf headers and back; the vectors themselves travel beside them.
+
+The trainer encodes and decodes headers. The daemon reads nothing of one but the size of its vector
+(`transport/frames.py`), and moves the bytes.
+"""
+
+from google.protobuf.message import DecodeError
+
+from shoal.errors import BadFrame
+from shoal.messages import CARRIES_VECTOR, Kind, Message, Tag
+from shoal.v1 import node_pb2 as pb
+
+ELEMENT_BYTES = 4
+"""Bytes of one float32 of a vector, as the one codec of this version sends it."""
+REASON_LIMIT = 500
+"""Characters of a reason, which ends in a log. Our own is cut to it; a longer one that comes is refused."""
+VIEW_LIMIT = 64
+PURPOSE_LIMIT = 32
+CARRIES_TAG = frozenset({Kind.POST, Kind.RECEIVED})
+
+
+def encode(message: Message, elements: int | None) -> bytes:
+    """The header of `message`, whose vector has so many float32 elements; None where its kind carries none.
+
+    Raises ValueError when vector or tag do not go with the kind: our own fault, never a peer's.
+    """
+    problem = _unfit(message.kind, elements is not None, message.tag)
+    if problem:
+        raise ValueError(problem)
+    header = pb.Header(
+        kind=pb.MessageKind.ValueType(message.kind),
+        seq=message.seq,
+        initiator=message.initiator,
+        committed=message.committed,
+        reason=message.reason[:REASON_LIMIT],
+        gradients=message.gradients,
+    )
+    if message.tag is not None:
+        tag = message.tag
+        header.tag.CopyFrom(pb.Tag(view=tag.view, round=tag.round, purpose=tag.purpose, step=tag.step))
+    if elements is not None:
+        size = elements * ELEMENT_BYTES
+        header.vector.CopyFrom(pb.Vector(elements=elements, dtype=pb.DTYPE_F32, bytes=size))
+    return header.SerializeToString()
+
+
+def decode(header: bytes) -> tuple[Message, int | None]:
+    """A peer's message without its vector, and the float32 elements announced; None where it carries none.
+
+    Raises BadFrame when the header is no header or of an unknown kind, a vector or a tag is there where the kind
+    has none or missing where it has one, sizes contradict, or a string is too long. The caller adds from whom.
+    """
+    try:
+        read = pb.Header.FromString(header)
+    except DecodeError as error:
+        raise BadFrame(f"header of {len(header)} bytes is not a Header: {error}") from None
+    try:
+        kind = Kind(read.kind)
+    except ValueError:
+        raise BadFrame(f"unknown kind of message {read.kind}; known: {min(Kind)} to {max(Kind)}") from None
+    tag = _tag(read.tag) if read.HasField("tag") else None
+    problem = _unfit(kind, read.HasField("vector"), tag)
+    if problem:
+        raise BadFrame(problem)
+    _bounded("reason", read.reason, REASON_LIMIT)
+    message = Message(
+        kind=kind,
+        seq=read.seq,
+        initiator=read.initiator,
+        committed=read.committed,
+        reason=read.reason,
+        tag=tag,
+        gradients=read.gradients,
+    )
+    return message, _elements(kind, read.vector) if read.HasField("vector") else None
+
+
+def _unfit(kind: Kind, vector: bool, tag: Tag | None) -> str | None:
+    """What is wrong with the parts of a message of that kind; None when they fit."""
+    if vector != (kind in CARRIES_VECTOR):
+        return f"{kind.name} with a vector, which it never carries" if vector else f"{kind.name} without its vector"
+    if (tag is not None) != (kind in CARRIES_TAG):
+        return f"{kind.name} without its tag" if tag is None else f"{kind.name} with a tag, which it never carries"
+    if tag is not None and not tag.purpose:
+        return f"{kind.name} with a tag that has no purpose"
+    return None
+
+
+def _tag(read: pb.Tag) -> Tag:
+    _bounded("view of the tag", read.view, VIEW_LIMIT)
+    _bounded("purpose of the tag", read.purpose, PURPOSE_LIMIT)
+    return Tag(view=read.view, round=read.round, purpose=read.purpose, step=read.step)
+
+
+def _elements(kind: Kind, vector: pb.Vector) -> int:
+    if vector.dtype != pb.DTYPE_F32:
+        raise BadFrame(f"{kind.name} with a vector of dtype {vector.dtype}, expected {pb.DTYPE_F32} (float32)")
+    expected = vector.elements * ELEMENT_BYTES
+    if vector.bytes != expected:
+        raise BadFrame(f"{kind.name} with {vector.elements} float32 elements in {vector.bytes} bytes, not {expected}")
+    return vector.elements
+
+
+def _bounded(what: str, text: str, limit: int) -> None:
+    if len(text) > limit:
+        raise BadFrame(f"{what} has {len(text)} characters, allowed are {limit}")

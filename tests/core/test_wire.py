@@ -1,0 +1,142 @@
+"""Headers: what goes in comes out, and what a peer must not send is refused with what was wrong."""
+
+import dataclasses
+import subprocess
+import sys
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from shoal.errors import BadFrame
+from shoal.messages import CARRIES_VECTOR, Kind, Message, Tag
+from shoal.v1 import node_pb2 as pb
+from shoal.wire import CARRIES_TAG, PURPOSE_LIMIT, REASON_LIMIT, VIEW_LIMIT, decode, encode
+
+uint64 = st.integers(0, 2**64 - 1)
+
+
+@st.composite
+def messages(draw: st.DrawFn) -> tuple[Message, int | None]:
+    kind = draw(st.sampled_from(Kind))
+    tag = None
+    if kind in CARRIES_TAG:
+        tag = Tag(
+            view=draw(st.text(max_size=VIEW_LIMIT)),
+            round=draw(uint64),
+            purpose=draw(st.text(min_size=1, max_size=PURPOSE_LIMIT)),
+            step=draw(st.integers(0, 2**32 - 1)),
+        )
+    message = Message(
+        kind=kind,
+        seq=draw(uint64),
+        initiator=draw(uint64),
+        committed=draw(st.booleans()),
+        reason=draw(st.text(max_size=50)),
+        tag=tag,
+        gradients=draw(uint64),
+    )
+    return message, draw(st.integers(0, 2**40)) if kind in CARRIES_VECTOR else None
+
+
+@given(messages())
+def test_every_message_comes_back_as_it_was(case: tuple[Message, int | None]) -> None:
+    assert decode(encode(*case)) == case
+
+
+def test_kinds_have_the_numbers_of_the_schema() -> None:
+    schema = {name.removeprefix("MESSAGE_KIND_"): number for name, number in pb.MessageKind.items() if number}
+    assert schema == {kind.name: kind.value for kind in Kind}
+
+
+def test_a_header_is_the_schemas_message_with_the_size_of_its_vector() -> None:
+    header = pb.Header.FromString(encode(Message(Kind.ACCEPT, seq=7, gradients=3), 10))
+    assert header == pb.Header(
+        kind=pb.MESSAGE_KIND_ACCEPT, seq=7, gradients=3, vector=pb.Vector(elements=10, dtype=pb.DTYPE_F32, bytes=40)
+    )
+
+
+def test_a_vector_of_no_elements_is_still_a_vector() -> None:
+    assert decode(encode(Message(Kind.MODEL), 0)) == (Message(Kind.MODEL), 0)
+
+
+def test_a_header_stays_small() -> None:
+    tag = Tag(view="f" * VIEW_LIMIT, round=2**63, purpose="mean", step=5)
+    assert len(encode(Message(Kind.POST, tag=tag, gradients=2**40), 2**30)) < 150
+
+
+def test_an_own_reason_is_cut_to_what_the_other_end_takes() -> None:
+    message, _ = decode(encode(Message(Kind.ABORT, reason="é" * 2000), None))
+    assert message.reason == "é" * REASON_LIMIT
+
+
+@pytest.mark.parametrize(
+    ("message", "elements"),
+    [
+        (Message(Kind.ACCEPT), None),
+        (Message(Kind.OFFER), 4),
+        (Message(Kind.RECEIVED), None),
+        (Message(Kind.COMMIT, tag=Tag("v", 1, "mix")), None),
+    ],
+    ids=["vector missing", "vector too much", "tag missing", "tag too much"],
+)
+def test_encoding_what_does_not_fit_the_kind_is_our_own_fault(message: Message, elements: int | None) -> None:
+    with pytest.raises(ValueError, match=message.kind.name):
+        encode(message, elements)
+
+
+TAG = pb.Tag(view="v", round=1, purpose="mix")
+VECTOR = pb.Vector(elements=2, dtype=pb.DTYPE_F32, bytes=8)
+
+
+@pytest.mark.parametrize(
+    ("header", "complaint"),
+    [
+        (pb.Header(), "unknown kind of message 0; known: 1 to "),
+        (pb.Header(kind=77), "unknown kind of message 77"),  # type: ignore[arg-type]
+        (pb.Header(kind=pb.MESSAGE_KIND_BUSY, vector=VECTOR), "BUSY with a vector"),
+        (pb.Header(kind=pb.MESSAGE_KIND_VALUES), "VALUES without its vector"),
+        (pb.Header(kind=pb.MESSAGE_KIND_POST, vector=VECTOR), "POST without its tag"),
+        (pb.Header(kind=pb.MESSAGE_KIND_POST, tag=TAG), "POST without its vector"),
+        (pb.Header(kind=pb.MESSAGE_KIND_OFFER, tag=TAG), "OFFER with a tag"),
+        (pb.Header(kind=pb.MESSAGE_KIND_RECEIVED, tag=pb.Tag(view="v")), "no purpose"),
+        (pb.Header(kind=pb.MESSAGE_KIND_ABORT, reason="x" * 501), "reason has 501 characters, allowed are 500"),
+        (pb.Header(kind=pb.MESSAGE_KIND_RECEIVED, tag=pb.Tag(view="v" * 65, purpose="mix")), "view .* 65 characters"),
+        (pb.Header(kind=pb.MESSAGE_KIND_RECEIVED, tag=pb.Tag(purpose="p" * 33)), "purpose .* 33 characters"),
+        (pb.Header(kind=pb.MESSAGE_KIND_MODEL, vector=pb.Vector(elements=2, bytes=8)), "dtype 0, expected 1"),
+        (
+            pb.Header(kind=pb.MESSAGE_KIND_MODEL, vector=pb.Vector(elements=2, dtype=pb.DTYPE_F32, bytes=9)),
+            "MODEL with 2 float32 elements in 9 bytes, not 8",
+        ),
+    ],
+)
+def test_a_header_that_breaks_the_protocol_is_a_bad_frame(header: pb.Header, complaint: str) -> None:
+    with pytest.raises(BadFrame, match=complaint):
+        decode(header.SerializeToString())
+
+
+@given(st.binary(max_size=200))
+def test_noise_is_a_message_or_a_bad_frame_and_nothing_else(noise: bytes) -> None:
+    try:
+        message, elements = decode(noise)
+    except BadFrame:
+        return
+    assert (elements is not None) == (message.kind in CARRIES_VECTOR)
+
+
+@given(messages(), st.data())
+def test_a_header_with_one_byte_changed_never_breaks_the_decoder(
+    case: tuple[Message, int | None], data: st.DataObject
+) -> None:
+    header = bytearray(encode(*case))
+    header[data.draw(st.integers(0, len(header) - 1))] ^= data.draw(st.integers(1, 255))
+    try:
+        message, _ = decode(bytes(header))
+    except BadFrame:
+        return
+    assert dataclasses.is_dataclass(message)
+
+
+def test_reading_headers_needs_no_torch() -> None:
+    code = "import sys, shoal.wire, shoal.link, shoal.transport; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -1,0 +1,359 @@
+"""Transport over real gRPC on loopback: Hello, connections, messages, and their ends."""
+
+import asyncio
+import json
+import os
+import random
+import signal
+import sys
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import grpc
+import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
+from transport_kit import NewNode, Node, header_of, joined, nodes
+
+from shoal.errors import Mismatch, PeerError, PortInUse, SettingsError
+from shoal.settings import differing_keys
+from shoal.transport import dialler
+from shoal.transport.frames import CHUNK_BYTES
+from shoal.v1 import node_pb2 as pb
+
+pytestmark = pytest.mark.live
+
+CHUNK_ELEMENTS = CHUNK_BYTES // 4
+CHILD = """
+import asyncio, sys
+from transport_kit import Node
+
+async def main(incarnation, address):
+    a = await Node("a", incarnation=incarnation, elements=1).listen()
+    a.transport.connect((await a.transport.greet(address)).identity)
+    while True:
+        got = await a.heard.messages.get()
+        a.send("b", got.conn, got.header.seq, got.vector)
+
+asyncio.run(main(int(sys.argv[1]), sys.argv[2]))
+"""
+
+
+async def echoing_child(incarnation: int, address: str) -> asyncio.subprocess.Process:
+    """A process with a node "a" that greets `address` and sends every message back."""
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
+    command = (sys.executable, "-c", CHILD, str(incarnation), address)
+    return await asyncio.create_subprocess_exec(*command, env=environment)
+
+
+@pytest.fixture
+async def node(caplog: pytest.LogCaptureFixture) -> AsyncIterator[NewNode]:
+    async with nodes(caplog) as make:
+        yield make
+
+
+class TestHello:
+    async def test_each_side_learns_the_others_hello(self, node: NewNode) -> None:
+        judged: list[str] = []
+        a, b = (
+            await node("a", elements=3),
+            await node("b", elements=3, judge=lambda h: judged.append(h.identity.address)),
+        )
+        hello = await a.transport.greet(b.identity.address)
+        assert hello == b.hello()
+        assert judged == [a.identity.address]
+
+    async def test_a_refusal_names_the_keys_that_differ_on_both_sides(self, node: NewNode) -> None:
+        def judge(hello: pb.Hello) -> str | None:
+            keys = differing_keys({"lr": 0.1, "batch": 16}, json.loads(hello.run_document))
+            return "run settings differ: " + "; ".join(keys) if keys else None
+
+        a = await node("a", document='{"lr": 0.2, "batch": 16}')
+        b = await node("b", judge=judge)
+        with pytest.raises(
+            Mismatch, match=r"127\.0\.0\.1:\d+ refuses: run settings differ: lr: ours 0\.1, theirs 0\.2$"
+        ):
+            await a.transport.greet(b.identity.address)
+        peer, error = await b.heard.refusals.get()
+        assert peer == "a"
+        assert "lr: ours 0.1, theirs 0.2" in str(error)
+
+    async def test_the_caller_judges_the_answer_too(self, node: NewNode) -> None:
+        a, b = await node("a", judge=lambda hello: "shoal: ours x, theirs y"), await node("b")
+        with pytest.raises(Mismatch, match=r"b at 127\.0\.0\.1:\d+ does not fit: shoal: ours x, theirs y"):
+            await a.transport.greet(b.identity.address)
+
+    async def test_a_very_long_reason_still_arrives(self, node: NewNode) -> None:
+        a, b = await node("a"), await node("b", judge=lambda hello: "é" * 10_000)
+        with pytest.raises(Mismatch, match="é" * 600):
+            await a.transport.greet(b.identity.address)
+
+    async def test_a_port_without_listener_is_an_error_that_names_it(self, node: NewNode) -> None:
+        a, b = await node("a"), await node("b")
+        address = b.identity.address
+        await b.close()
+        with pytest.raises(PeerError, match=f"no Hello from {address}"):
+            await a.transport.greet(address)
+
+    async def test_a_listener_that_never_answers_costs_a_bounded_time(
+        self, node: NewNode, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(dialler, "HELLO_TIMEOUT_S", 0.1)
+        a = await node("a")
+        silent = await asyncio.start_server(lambda reader, writer: writer.close(), "127.0.0.1", 0)
+        host, port = silent.sockets[0].getsockname()
+        with pytest.raises(PeerError, match=f"no Hello from {host}:{port}"):
+            await a.transport.greet(f"{host}:{port}")
+        silent.close()
+
+    @pytest.mark.parametrize("address", ["", "nowhere", "host:port", "unix:/tmp/socket", "127.0.0.1:99999"])
+    async def test_what_is_no_address_is_an_error_that_quotes_it(self, node: NewNode, address: str) -> None:
+        a = await node("a")
+        with pytest.raises(PeerError, match="must be HOST:PORT"):
+            await a.transport.greet(address)
+
+    async def test_a_node_that_hears_itself_refuses_without_an_alarm(self, node: NewNode) -> None:
+        a = await node("a")
+        with pytest.raises(Mismatch, match="a is this node itself"):
+            await a.transport.greet(a.identity.address)
+        assert a.heard.refusals.empty()
+
+    async def test_a_copied_state_folder_is_found_out(self, node: NewNode) -> None:
+        a, twin = await node("a", incarnation=1), await node("a", incarnation=2)
+        with pytest.raises(Mismatch, match="two nodes have the id a: one runs on a copy of the other's state folder"):
+            await twin.transport.greet(a.identity.address)
+
+    async def test_an_incarnation_that_is_over_is_refused(self, node: NewNode) -> None:
+        old, new, b = await node("a", incarnation=1), await node("a", incarnation=2), await node("b")
+        await new.transport.greet(b.identity.address)
+        with pytest.raises(Mismatch, match="a is incarnation 1, but 2 was here already"):
+            await old.transport.greet(b.identity.address)
+
+    @pytest.mark.parametrize("node_id", ["", "a/1", "a b", "é-123456", "x" * 129])
+    async def test_a_node_id_that_could_not_travel_is_refused(self, node: NewNode, node_id: str) -> None:
+        a, b = await node(node_id), await node("b")
+        with pytest.raises(Mismatch, match=r"node id .* must be"):
+            await a.transport.greet(b.identity.address)
+
+
+class TestListening:
+    async def test_a_port_in_use_is_an_error_with_a_remedy(self, node: NewNode) -> None:
+        a = await node("a")
+        with pytest.raises(PortInUse, match=f"listens on {a.identity.address} already; .* another port"):
+            await Node("b").transport.listen(a.identity.address)
+
+    @pytest.mark.parametrize("address", ["192.0.2.1:0", "no.such.host.invalid:0", "nonsense"])
+    async def test_an_address_that_is_not_ours_is_a_settings_error(self, address: str) -> None:
+        with pytest.raises(SettingsError, match=address):
+            await Node("b").transport.listen(address)
+
+    async def test_health_and_reflection_answer(self, node: NewNode) -> None:
+        a = await node("a")
+        async with grpc.aio.insecure_channel(a.identity.address) as channel:
+            stub = health_pb2_grpc.HealthStub(channel)
+            for service in ("", "shoal.v1.NodeService"):
+                answer = await stub.Check(health_pb2.HealthCheckRequest(service=service))
+                assert answer.status == health_pb2.HealthCheckResponse.SERVING
+            request = reflection_pb2.ServerReflectionRequest(list_services="")
+            info = reflection_pb2_grpc.ServerReflectionStub(channel).ServerReflectionInfo(iter([request]))
+            names = {service.name async for reply in info for service in reply.list_services_response.service}
+        assert names >= {"shoal.v1.NodeService", "grpc.health.v1.Health"}
+
+
+class TestMessages:
+    @pytest.mark.parametrize("elements", [0, 1, 777, CHUNK_ELEMENTS, CHUNK_ELEMENTS + 1, 3 * CHUNK_ELEMENTS + 5])
+    async def test_vectors_arrive_bit_for_bit_both_ways_at_once(self, node: NewNode, elements: int) -> None:
+        a, b = await node("a", elements=elements), await node("b", elements=elements)
+        at_a, at_b = await joined(a, b)
+        one, other = (random.Random(seed).randbytes(4 * elements) for seed in (1, 2))
+        sent = a.send(b, at_a, 1, one), b.send(a, at_b, 2, other)
+        at_b_came, at_a_came = await b.heard.messages.get(), await a.heard.messages.get()
+        assert at_b_came == ("a", at_b, pb.Header.FromString(header_of(1, len(one))), one)
+        assert at_a_came == ("b", at_a, pb.Header.FromString(header_of(2, len(other))), other)
+        for each in sent:
+            await each.wait()
+
+    async def test_order_is_kept_with_and_without_vectors(self, node: NewNode) -> None:
+        a, b = await node("a", elements=1000), await node("b", elements=1000)
+        at_a, _ = await joined(a, b)
+        for seq in range(60):
+            a.send(b, at_a, seq, seq.to_bytes(2) * 2000 if seq % 3 == 0 else None)
+        for seq in range(60):
+            got = await b.heard.messages.get()
+            assert got.header.seq == seq
+            assert got.vector == (seq.to_bytes(2) * 2000 if seq % 3 == 0 else None)
+
+    async def test_control_frames_arrive_in_order_both_ways(self, node: NewNode) -> None:
+        a, b = await node("a"), await node("b")
+        await joined(a, b)
+        for number in range(30):
+            a.transport.send_control("b", pb.Control(heartbeat=pb.Heartbeat(number=number)))
+            b.transport.send_control("a", pb.Control(leave=pb.Leave(reason=f"{number}")))
+        assert [(await b.heard.controls.get()).heartbeat.number for _ in range(30)] == list(range(30))
+        assert [(await a.heard.controls.get()).leave.reason for _ in range(30)] == [str(n) for n in range(30)]
+
+    async def test_bytes_are_counted_by_peer_the_same_at_both_ends(self, node: NewNode) -> None:
+        a, b = await node("a", elements=5), await node("b", elements=5)
+        at_a, _ = await joined(a, b)
+        await a.send(b, at_a, 1, bytes(20)).wait()
+        a.transport.send_control("b", pb.Control(leave=pb.Leave(reason="why")))
+        await b.heard.messages.get()
+        await b.heard.controls.get()
+        sent, received = a.transport.traffic["b"], b.transport.traffic["a"]
+        assert sent.sent_payload_bytes == received.received_payload_bytes == 20
+        assert sent.sent_bytes == received.received_bytes > 20
+        assert sent.received_bytes == received.sent_bytes == 0
+
+    async def test_a_message_for_a_connection_that_is_over_is_dropped_and_its_slot_given_back(
+        self, node: NewNode
+    ) -> None:
+        a, b = await node("a", elements=1), await node("b", elements=1)
+        at_a, _ = await joined(a, b)
+        a.transport.reset("b", "to begin again")
+        assert a.send(b, at_a, 1, b"late").is_set()
+        assert a.send("nobody", 1, 1).is_set()
+        a.send(b, await a.up(), 2, b"good")
+        assert (await b.heard.messages.get()).vector == b"good"
+
+    async def test_a_reset_gives_back_everything_that_waits_to_be_sent(self, node: NewNode) -> None:
+        a, b = await node("a", elements=CHUNK_ELEMENTS), await node("b", elements=CHUNK_ELEMENTS, slots=1)
+        at_a, _ = await joined(a, b)
+        held = await b.heard.slots.take()
+        sent = [a.send(b, at_a, seq, bytes(4 * CHUNK_ELEMENTS)) for seq in range(20)]
+        a.transport.reset("b", "enough")
+        assert all(each.is_set() for each in sent)
+        assert await b.down() == "closed by a, or lost on the way"
+        b.heard.slots.give(held)
+
+
+class TestConnections:
+    async def test_both_ends_hear_of_a_reset_and_connect_again(self, node: NewNode) -> None:
+        a, b = await node("a"), await node("b")
+        await joined(a, b)
+        b.transport.reset("a", "a vector did not come")
+        assert await b.down() == "a vector did not come"
+        assert await a.down() == "a vector did not come"
+        await a.up()
+        await b.up()
+        a.transport.reset("b", "nor did another")
+        assert await a.down() == "nor did another"
+        assert await b.down() == "closed by a, or lost on the way"
+        await a.up()
+        await b.up()
+
+    async def test_the_reason_of_a_reset_arrives_even_in_the_middle_of_writing(self, node: NewNode) -> None:
+        a, b = await node("a", elements=CHUNK_ELEMENTS), await node("b", elements=CHUNK_ELEMENTS)
+        at_a, _ = await joined(a, b)
+        for n in range(20):
+            for seq in range(30):
+                a.send(b, at_a, seq, bytes(CHUNK_BYTES))
+            await b.heard.messages.get()
+            b.transport.reset("a", f"reason {n}")
+            assert await a.down() == f"reason {n}"
+            at_a, _ = await asyncio.gather(a.up(), b.up())
+
+    async def test_a_reason_cannot_break_the_lines_of_a_log(self, node: NewNode) -> None:
+        a, b = await node("a"), await node("b")
+        await joined(a, b)
+        b.transport.reset("a", "one\nERROR two\x1b[31m")
+        assert await a.down() == "one ERROR two [31m"
+
+    async def test_the_lower_id_dials_whoever_said_hello(self, node: NewNode) -> None:
+        a, b = await node("a"), await node("b")
+        hello = await b.transport.greet(a.identity.address)
+        b.transport.connect(hello.identity)
+        a.transport.connect(b.identity)
+        assert await a.heard.ups.get() == (b.identity, 1)
+        assert await b.heard.ups.get() == (a.identity, 1)
+
+    async def test_to_connect_again_with_other_or_older_news_keeps_the_connection(self, node: NewNode) -> None:
+        a, b = await node("a"), await node("b", incarnation=5)
+        at_a, at_b = await joined(a, b)
+        a.transport.connect(b.identity)
+        a.transport.connect(pb.Identity(node_id="b", incarnation=5, address="127.0.0.1:1"))
+        a.transport.connect(pb.Identity(node_id="b", incarnation=4, address="127.0.0.1:2"))
+        b.transport.connect(a.identity)
+        await a.send(b, at_a, 1).wait()
+        assert (await b.heard.messages.get()).conn == at_b
+        assert a.heard.downs.empty()
+
+    async def test_a_peer_is_dialled_until_it_is_there_and_at_its_newest_address(self, node: NewNode) -> None:
+        a, b = await node("a"), await node("b")
+        await b.transport.greet(a.identity.address)
+        attempts: asyncio.Queue[None] = asyncio.Queue()
+        nobody = await asyncio.start_server(lambda _, w: (attempts.put_nowait(None), w.close())[1], "127.0.0.1", 0)
+        host, port = nobody.sockets[0].getsockname()
+        a.transport.connect(pb.Identity(node_id="b", incarnation=1, address="nonsense"))
+        a.transport.connect(pb.Identity(node_id="b", incarnation=1, address=f"{host}:{port}"))
+        for _ in range(3):
+            await attempts.get()
+        a.transport.connect(b.identity)
+        await asyncio.gather(a.up(), b.up())
+        nobody.close()
+
+    async def test_a_forgotten_peer_must_say_hello_again(self, node: NewNode) -> None:
+        a, b = await node("a"), await node("b")
+        await joined(a, b)
+        b.transport.forget("a", "silent for 5 s")
+        assert await b.down() == await a.down() == "silent for 5 s"
+        a.transport.forget("b", "then not")
+        await joined(a, b)
+
+    async def test_a_new_incarnation_takes_the_place_of_the_old(self, node: NewNode) -> None:
+        a, b = await node("a"), await node("b")
+        await joined(a, b)
+        again = await node("a", incarnation=2)
+        await again.transport.greet(b.identity.address)
+        assert await b.down() == "a has started again"
+        again.transport.connect(b.identity)
+        await again.up()
+        peer, _ = await b.heard.ups.get()
+        assert peer.incarnation == 2
+        a.transport.forget("b", "the old one is refused from now on")
+
+    async def test_closing_tells_the_peers_why(self, node: NewNode) -> None:
+        a, b, c = await node("a"), await node("b"), await node("c")
+        await joined(a, b)
+        await joined(b, c)
+        await b.close()
+        assert await a.down() == "b closes"
+        assert await c.down() == "closed by b, or lost on the way"
+
+    async def test_a_peer_that_is_killed_goes_down_and_may_come_back(self, node: NewNode) -> None:
+        b = await node("b", elements=1)
+        for incarnation in (1, 2):
+            child = await echoing_child(incarnation, b.identity.address)
+            peer, conn = await b.heard.ups.get()
+            assert peer.incarnation == incarnation
+            b.send("a", conn, 7, b"ping")
+            assert (await b.heard.messages.get()).vector == b"ping"
+            child.send_signal(signal.SIGKILL)
+            await child.wait()
+            await b.down()
+        b.transport.forget("a", "it is dead")
+
+    async def test_a_peer_that_stops_answering_goes_down_by_keepalive(self, node: NewNode) -> None:
+        b = await node("b", heartbeat_s=0.05)  # a ping after 1 s, and 3 s to answer
+        child = await echoing_child(1, b.identity.address)
+        await b.up()
+        child.send_signal(signal.SIGSTOP)
+        await b.down()
+        child.send_signal(signal.SIGKILL)
+        await child.wait()
+
+    async def test_many_reconnects_leave_no_task_behind(self, node: NewNode) -> None:
+        a, b = await node("a", elements=2), await node("b", elements=2)
+        await joined(a, b)
+        base = None
+        for n in range(200):
+            (a, b)[n % 2].transport.reset("ba"[n % 2], "again")
+            await asyncio.gather(a.down(), b.down())
+            at_a, at_b = await asyncio.gather(a.up(), b.up())
+            a.send(b, at_a, n, bytes(8))
+            assert (await b.heard.messages.get())[1:3] == (at_b, pb.Header.FromString(header_of(n, 8)))
+            if n == 20:
+                base = len(asyncio.all_tasks())
+        assert base is not None
+        async with asyncio.timeout(5):
+            while len(tasks := asyncio.all_tasks()) > base:
+                await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
