@@ -28,9 +28,9 @@ class Child:
         segment = Segment.create()
         fds = (theirs.fileno(), segment.fd)
         argv = (sys.executable, "-m", "shoal.trainer", *map(str, fds))
-        process = await asyncio.create_subprocess_exec(
-            *argv, pass_fds=fds, env={**os.environ, "OMP_NUM_THREADS": str(settings.threads)}
-        )
+        environment = {**os.environ, "OMP_NUM_THREADS": str(settings.threads)}
+        # In a process group of its own: Ctrl-C at a terminal goes to a whole group, and the daemon decides.
+        process = await asyncio.create_subprocess_exec(*argv, pass_fds=fds, env=environment, process_group=0)
         theirs.close()
         channel = await Channel.open(ours)
         channel.send("settings", settings=dataclasses.asdict(settings), me=me, incarnation=incarnation)
@@ -41,6 +41,11 @@ class Child:
         descriptor = self.segment.fd
         self.segment = Segment.attach(descriptor, slot_bytes, TRANSMIT + RECEIVE)
         os.close(descriptor)
+
+    def kill(self) -> None:
+        """At once, with nothing saved."""
+        if self.process.returncode is None:
+            self.process.kill()
 
     async def end(self) -> int:
         """Close the channel, wait a moment, kill if need be; returns the exit status."""

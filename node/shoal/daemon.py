@@ -17,11 +17,13 @@ from pathlib import Path
 from typing import Any
 
 from shoal import hello, logs, status
+from shoal.bridge import Bridge
 from shoal.child import Child
 from shoal.discovery import Candidate, Discovery
-from shoal.errors import Mismatch, PeerError, SettingsError, ShoalError
+from shoal.errors import Mismatch, PeerError, SettingsError
 from shoal.fields import parse_address
-from shoal.folder import StateFolder
+from shoal.folder import CHECKPOINT, StateFolder
+from shoal.greeter import LOADING, Greeter
 from shoal.link import Packet
 from shoal.membership import Membership
 from shoal.metrics import Metrics
@@ -40,11 +42,10 @@ STATUS_S = 0.25
 PROGRESS_S = 5.0
 GREET_AGAIN_S = (0.2, 5.0)
 """Waits between Hellos to an address that does not answer: the first, and the longest."""
-LOADING = "still loading its model and data"
 
 
 class Daemon:
-    """One node, from its start to its end. `transport.TransportEvents` are its methods up to `refused`."""
+    """One node, from its start to its end."""
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
@@ -53,9 +54,10 @@ class Daemon:
         self.trained: dict[str, Any] = {}  # what the trainer said last about itself
         self.averaged: dict[str, Any] | None = None  # the mean model, once it is formed
         self.ready: dict[str, Any] | None = None
-        self.checkpoint = ""
+        self.checkpoint = ""  # path of the one that the trainer wrote at its end
+        self.discovery: Discovery | None = None  # not before the trainer has loaded task and data
         self._tasks: dict[str, asyncio.Task[None]] = {}
-        self._refused: dict[str, str] = {}  # the last complaint about each peer, so that it is told once
+        self._heartbeats_sent = 0
 
     # --- start and end ------------------------------------------------------------------------------------------
 
@@ -84,13 +86,6 @@ class Daemon:
         stack.callback(self.web.close)
         self.child = await Child.start(s, self.me.node_id, self.me.incarnation)
         stack.push_async_callback(self.child.end)
-        self.discovery: Discovery | None = None
-        self.transport = Transport(
-            identity=self.me, hello=self._hello, judge=self._judge, events=self, heartbeat_s=s.heartbeat_s
-        )
-        self.bound = bound = await self.transport.listen(s.listen)
-        stack.push_async_callback(self.transport.close)
-        self.me.address = s.advertise or bound
         self.membership = Membership(
             self.me,
             heartbeat_s=s.heartbeat_s,
@@ -99,6 +94,15 @@ class Daemon:
             synchronous=s.synchronous,
             rng=random.Random(),
         )
+        self.greeter = Greeter(lambda address: self.transport.greet(address), self._is_known)
+        stack.push_async_callback(self.greeter.close)
+        self.bridge = Bridge(self.child, self.membership, self.metrics, self.greeter, self._do)
+        self.transport = self.bridge.transport = Transport(
+            identity=self.me, hello=self._hello, judge=self._judge, events=self.bridge, heartbeat_s=s.heartbeat_s
+        )
+        self.bound = bound = await self.transport.listen(s.listen)
+        stack.push_async_callback(self.transport.close)
+        self.me.address = s.advertise or bound
         facts = {"id": self.me.node_id, "name": self.me.name, "address": bound, "http": self.web.address}
         self.folder.tell("node.json", facts)
         log.info("node %s, shoal %s: gRPC on %s, HTTP on http://%s", self.me.node_id, s.shoal, bound, self.web.address)
@@ -129,27 +133,34 @@ class Daemon:
         if not self.ended.done():
             self.ended.set_result((code, reason))
 
+    def _fail(self, code: int, message: str) -> None:
+        """Say at once what went wrong, in one or two lines; then end."""
+        if not self.ended.done():
+            print("error:", "\n".join(map(logs.printable, message.splitlines())), file=sys.stderr, flush=True)
+            self._end(code, message)
+
     def _on_signal(self, number: int) -> None:
-        if self.ended.done():
-            log.warning("stopping already; a checkpoint is being written")
-        self._end(128 + number, f"stopped by {signal.Signals(number).name}")
+        name = signal.Signals(number).name
+        log.info("%s: stopping%s", name, " already" if self.ended.done() else "")
+        self._end(128 + number, f"stopped by {name}")
 
     async def _finish(self, code: int, reason: str) -> int:
         """Leave in order: tell the others, stop the trainer, write what happened."""
         if self.discovery is not None:
             await self.discovery.close()
-        self._do(self.membership.leave(reason, finished=code == 0, now=time.monotonic()))
-        if (trainer := self._tasks.get("trainer")) is not None:
+        self._do(self.membership.leave(reason.splitlines()[0], finished=code == 0, now=time.monotonic()))
+        if self.ready is None:
+            self.child.kill()  # it has nothing to save, and hears nothing while it loads
+        elif (trainer := self._tasks.get("trainer")) is not None:
             self.child.channel.send("stop")
             await asyncio.wait({trainer}, timeout=STOP_WITHIN_S)
         await self.child.end()
-        checkpoint = self.checkpoint
         self.folder.tell(
             "result.json",
             {
                 "outcome": reason,
                 "exit_code": code,
-                "checkpoint": checkpoint,
+                "checkpoint": self.checkpoint,
                 "began": self.began,
                 "seconds": time.time() - self.began,
                 **status.result(
@@ -160,14 +171,21 @@ class Daemon:
                     self.averaged,
                     self.transport.traffic.values(),
                 ),
-            })
-        if checkpoint:
-            log.info("%s; checkpoint: %s (go on with --resume)", reason, checkpoint)
-        else:
-            log.info("%s; no checkpoint was written", reason)
-        if code == 3:
-            print(f"error: {reason}; checkpoint: {checkpoint or 'none'}", file=sys.stderr)
+            },
+        )
+        self._say_goodbye(code, reason)
         return code
+
+    def _say_goodbye(self, code: int, reason: str) -> None:
+        before = self.folder.path / CHECKPOINT
+        if self.checkpoint:
+            where = f"checkpoint: {self.checkpoint} (go on with --resume)"
+        elif before.exists():
+            where = f"the last checkpoint, from before: {before} (go on with --resume)"
+        else:
+            where = "no checkpoint was written"
+        told = 0 < code < 128  # by `_fail`, when it happened
+        log.info("%s", where if told else f"{reason}; {where}")
 
     # --- the trainer --------------------------------------------------------------------------------------------
 
@@ -177,14 +195,15 @@ class Daemon:
             if packet.kind == "ready":
                 await self._join()
         if not self.ended.done():
-            status = await self.child.process.wait()
-            raise ShoalError(f"the trainer process ended with status {status} and said nothing; was it killed?")
+            code = await self.child.process.wait()
+            how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
+            self._fail(1, f"the trainer process {how} and said nothing; if memory ran out, the kernel's log says so")
 
     def _on_packet(self, packet: Packet) -> None:
         fields = packet.fields
         match packet.kind:
             case "send":
-                self._send(fields["peer"], fields["conn"], fields["slot"], packet.body)
+                self.bridge.send(fields, packet.body)
             case "free":
                 self.child.receiving.give(fields["slot"])
             case "status":
@@ -203,8 +222,7 @@ class Daemon:
             case "event":
                 log.log(logging.getLevelNamesMapping()[fields["level"].upper()], "%s", fields["text"])
             case "refused":
-                self.refused(fields["peer"], PeerError(fields["reason"]))
-                self.transport.reset(fields["peer"], fields["reason"])
+                self.bridge.refuse(fields["peer"], PeerError(fields["reason"]))
             case "stopped":
                 self.checkpoint = fields["checkpoint"]
             case "failed":
@@ -215,7 +233,8 @@ class Daemon:
         self.child.map(fields["slot_bytes"])
         histogram = dict(zip(fields["classes"], fields["histogram"], strict=True)) if fields["classes"] else {}
         held = ", ".join(f"{label}: {count}" for label, count in histogram.items() if count)
-        log.info("%d training samples%s; %s on %s", fields["samples"], f" ({held})" if held else "", self.settings.task, fields["device"])
+        what = f"{fields['samples']} training samples" + (f" ({held})" if held else "")
+        log.info("%s; %s on %s", what, self.settings.task, fields["device"])
         self.metrics.labels(histogram)
         self.trained = {"step": fields["step"], "gradients": fields["gradients"], "loss": None, "right": 0, "total": 0}
 
@@ -223,7 +242,7 @@ class Daemon:
         """Only now: a Hello shows the task's fingerprint, which the trainer had to work out first."""
         s = self.settings
         assert self.ready is not None
-        self.membership.samples = self.ready["samples"]
+        self.membership.roster.samples = self.ready["samples"]
         self._phase(pb.PHASE_READY)
         self.discovery = Discovery(
             s.discovery.split(","),
@@ -231,24 +250,14 @@ class Daemon:
             shoal=s.shoal,
             peers=s.peers,
             listen=self.bound,
-            found=self._on_candidate,
+            found=self.greeter.consider,
         )
         await self.discovery.start()
 
     def _on_failure(self, fields: dict[str, Any]) -> None:
-        if fields["traceback"]:
+        if fields["traceback"] and not self.ended.done():
             print(fields["traceback"], file=sys.stderr)
-        print(f"error: {fields['message']}", file=sys.stderr)
-        self._end(fields["exit_code"], f"failed: {fields['message'].splitlines()[0]}")
-
-    def _send(self, peer: str, conn: int, slot: int, header: bytes) -> None:
-        if slot < 0:
-            self.transport.send(peer, conn, header, None, lambda: None)
-            return
-        size = pb.Header.FromString(header).vector.bytes
-        self.transport.send(
-            peer, conn, header, self.child.segment.slot(slot)[:size], lambda: self.child.channel.send("sent", slot=slot)
-        )
+        self._fail(fields["exit_code"], fields["message"])
 
     def _phase(self, phase: pb.Phase.ValueType) -> None:
         self._tell_membership(phase)
@@ -284,82 +293,15 @@ class Daemon:
             except Mismatch as error:
                 return str(error)
             self.transport.connect(theirs.identity)
+            source = f"member {theirs.identity.node_id}"
             for identity in theirs.known[: hello.KNOWN_LIMIT]:
-                self._on_candidate(Candidate(identity.address, f"member {theirs.identity.node_id}", identity.node_id))
+                self.greeter.consider(Candidate(identity.address, source, identity.node_id))
         return reason
 
-    def _on_candidate(self, candidate: Candidate) -> None:
-        """An address that may be a peer's."""
-        known = {m.identity.address for m in self.membership.roster.live()}
-        name = f"greeting {candidate.address}"
+    def _is_known(self, candidate: Candidate) -> bool:
+        """Whether that address is this node's own, or a live member's."""
         mine = candidate.node_id == self.me.node_id or candidate.address == self.me.address
-        if not mine and candidate.address not in known and name not in self._tasks:
-            self._own(name, self._greet(candidate))
-
-    async def _greet(self, candidate: Candidate) -> None:
-        """Say Hello until it is answered, or refused. A hint of multicast or of a member is given up at last."""
-        wait_s, longest_s = GREET_AGAIN_S
-        while True:
-            try:
-                await self.transport.greet(candidate.address)
-                return
-            except PeerError as error:
-                loading = LOADING in str(error)
-                if not loading:
-                    self._complain(candidate.address, f"{candidate.address} (by {candidate.source}): {error}")
-                if candidate.source != "static" and not loading and wait_s >= longest_s:
-                    return
-            await asyncio.sleep(wait_s * random.uniform(0.5, 1.0))
-            wait_s = min(longest_s, 2 * wait_s)
-
-    def _complain(self, about: str, text: str) -> None:
-        if self._refused.get(about) != text:
-            self._refused[about] = text
-            log.warning("%s", text)
-
-    # --- transport.TransportEvents ------------------------------------------------------------------------------
-
-    def up(self, peer: pb.Identity, conn: int) -> None:
-        """Both streams stand."""
-        self.metrics.connection("up")
-        self.child.channel.send("up", peer=peer.node_id, conn=conn, incarnation=peer.incarnation)
-        self._do(self.membership.link_up(peer.node_id, time.monotonic(), peer.incarnation))
-
-    def down(self, peer_id: str, conn: int, reason: str) -> None:
-        """The connection is gone."""
-        self.metrics.connection("down")
-        log.debug("connection %d to %s is down: %s", conn, peer_id, reason)
-        self.child.channel.send("down", peer=peer_id, conn=conn, reason=reason)
-        self._do(self.membership.link_down(peer_id, reason, time.monotonic()))
-
-    def control(self, peer_id: str, conn: int, control: pb.Control) -> None:
-        """A control frame."""
-        try:
-            actions = self.membership.heard(peer_id, control, time.monotonic())
-        except PeerError as error:
-            self.refused(peer_id, error)
-            self.transport.reset(peer_id, str(error))
-        else:
-            self._do(actions)
-
-    async def buffer(self, nbytes: int) -> tuple[int, memoryview]:
-        """A receive slot."""
-        slot = await self.child.receiving.take()
-        return slot, self.child.segment.slot(slot)[:nbytes]
-
-    def release(self, slot: int) -> None:
-        """A receive slot that is not used after all."""
-        self.child.receiving.give(slot)
-
-    def message(self, peer_id: str, conn: int, header: bytes, slot: int | None) -> None:
-        """A whole message, for the trainer."""
-        self.child.channel.send("received", body=header, peer=peer_id, conn=conn, slot=-1 if slot is None else slot)
-
-    def refused(self, peer_id: str, error: PeerError) -> None:
-        """A peer's fault."""
-        self.metrics.refused(type(error).__name__)
-        if LOADING not in str(error):
-            self._complain(peer_id, f"refused {peer_id}: {error}")
+        return mine or any(m.identity.address == candidate.address for m in self.membership.roster.live())
 
     # --- membership's actions -----------------------------------------------------------------------------------
 
@@ -370,6 +312,7 @@ class Daemon:
     def _act(self, action: Action) -> None:
         match action:
             case Send(peer_id, control):
+                self._heartbeats_sent += control.HasField("heartbeat")
                 self.transport.send_control(peer_id, control)
             case Joined(peer_id, _):
                 log.info("%s is here", peer_id)
@@ -384,10 +327,9 @@ class Daemon:
             case Dropped(reason):
                 log.info("no view yet: %s", reason)
             case Stop(reason):
-                self._end(3, reason)
+                self._fail(3, reason)
             case Refused(reason):
-                print(f"error: {reason}", file=sys.stderr)
-                self._end(2, reason)
+                self._fail(2, reason)
 
     def _on_view(self, view: pb.View, model_from: str) -> None:
         purpose = "train" if view.purpose == pb.PURPOSE_TRAIN else "finish"
@@ -414,8 +356,7 @@ class Daemon:
             now = time.monotonic()
             self._tell_membership()
             self._do(self.membership.tick(now))
-            others = {k: n for k, n in self.membership.roster.gradients().items() if not k.startswith(f"{self.me.node_id}/")}
-            if others != totals and self.ready is not None:
+            if (others := self._others_gradients()) != totals and self.ready is not None:
                 totals = others
                 self.child.channel.send("totals", gradients=others)
             if self.membership.done(now):
@@ -428,6 +369,10 @@ class Daemon:
                 self._log_progress()
             self.web.beat()
             await asyncio.sleep(TICK_S)
+
+    def _others_gradients(self) -> dict[str, int]:
+        """Of every other node ever met."""
+        return {node: n for node, n in self.membership.roster.gradients().items() if node != self.me.node_id}
 
     def _log_progress(self) -> None:
         t, (right, total) = self.trained, self.membership.held_out()
@@ -448,6 +393,7 @@ class Daemon:
         )
         self.web.publish(shown, ready=self.membership.view is not None, why=self.membership.waiting or "loading")
         self.metrics.from_members(shown)
+        self.metrics.heartbeats(self._heartbeats_sent, self.bridge.heartbeats_received)
 
 
 def check_exposure(settings: Settings) -> None:

@@ -2,7 +2,7 @@
 
 The delta rule: i has sent its snapshot s, j its own r. i adds (r-s)/2 and j adds (s-r)/2 to whatever they hold when
 they apply it. The two deltas sum to zero, so the sum of the models is kept though gradients land meanwhile
-(AD-PSGD, 1710.06952, averages atomically under a lock; this needs none, so no cycle can deadlock and any graph will do).
+(AD-PSGD, 1710.06952, averages atomically under a lock; this needs none: no cycle can deadlock, any graph will do).
 
 i decides. When r has come whole and j is READY, i records (j, its own incarnation, sequence number), applies its half
 and sends COMMIT; it keeps the record until j's CONFIRM. A j whose stream breaks after READY is *in doubt*: it keeps its
@@ -15,10 +15,10 @@ import enum
 from collections.abc import Callable, Container
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from shoal.messages import Kind, Message, PeerId
+from shoal.vector import is_finite
 
 MAX_IN_DOUBT = 4
 """Deltas in doubt that a node holds, each as large as the model, before it answers BUSY."""
@@ -382,7 +382,11 @@ class Settlement:
         if self._served is not None and self._served.delta is not None:
             doubts[self._served.peer, self._served.initiator, self._served.seq] = self._served.delta
         promised = [[peer, incarnation, seq] for (peer, incarnation), seq in self._promised.items()]
-        document = {"records": [list(r) for r in self._records], "doubts": [list(d) for d in doubts], "promised": promised}
+        document = {
+            "records": [list(record) for record in self._records],
+            "doubts": [list(doubt) for doubt in doubts],
+            "promised": promised,
+        }
         return document, {f"doubt.{k}": delta.clone() for k, delta in enumerate(doubts.values())}
 
     def restore(self, document: dict[str, Any], tensors: dict[str, Tensor]) -> None:
@@ -393,8 +397,3 @@ class Settlement:
             self._promised[str(peer), int(incarnation)] = int(seq)
         for k, (peer, incarnation, seq) in enumerate(document.get("doubts", [])):
             self._doubts[str(peer), int(incarnation), int(seq)] = tensors[f"doubt.{k}"]
-
-
-def is_finite(vector: Tensor) -> bool:
-    """Whether no element is NaN or infinite: one pass, for a float64 sum of float32 cannot overflow."""
-    return bool(torch.isfinite(vector.sum(dtype=torch.float64)))

@@ -11,6 +11,9 @@ from typing import Any
 
 from shoal.errors import SettingsError
 
+CHECKPOINT = "checkpoint.safetensors"
+"""In the state folder, beside the rest; the trainer writes it."""
+
 
 class StateFolder:
     """Held by one daemon at a time. The node id is made once; the incarnation grows with every start."""
@@ -39,8 +42,8 @@ class StateFolder:
     def _node_id(self) -> str:
         """NAME-xxxxxx. A folder that was given another name keeps its id's last part."""
         known = self._read("node-id")
-        suffix = known.rpartition("-")[2] if re.fullmatch(r"[A-Za-z0-9_-]+-[0-9a-f]{6}", known) else secrets.token_hex(3)
-        node_id = f"{self.name}-{suffix}"
+        made = re.fullmatch(r"[A-Za-z0-9_-]+-([0-9a-f]{6})", known)
+        node_id = f"{self.name}-{made[1] if made else secrets.token_hex(3)}"
         if node_id != known:
             self._write("node-id", node_id)
         return node_id

@@ -69,9 +69,7 @@ class Channel:
             return
         waiting = transport.get_write_buffer_size()
         if waiting + total > QUEUE_LIMIT:
-            raise BufferError(
-                f"packet {kind!r} finds {waiting} bytes unread: the process at the other end hangs"
-            )
+            raise BufferError(f"packet {kind!r} finds {waiting} bytes unread: the process at the other end hangs")
         self._writer.write(b"".join((_SIZES.pack(total, len(text)), text, body)))
 
     async def receive(self) -> Packet | None:
@@ -82,9 +80,7 @@ class Channel:
         try:
             total, length = _SIZES.unpack(await self._reader.readexactly(_SIZES.size))
             if total > FRAME_LIMIT or length > total - 4:
-                raise ValueError(
-                    f"frame of {total} bytes, {length} of them JSON; expected at most {FRAME_LIMIT}"
-                )
+                raise ValueError(f"frame of {total} bytes, {length} of them JSON; expected at most {FRAME_LIMIT}")
             content = await self._reader.readexactly(total - 4)
         except (asyncio.IncompleteReadError, ConnectionError):
             return None
@@ -153,9 +149,7 @@ class Segment:
 
     def _lay_out(self, slot_bytes: int, slots: int) -> None:
         if slot_bytes < 0 or slots < 1:
-            raise ValueError(
-                f"{slots} slots of {slot_bytes} bytes; expected at least one, of 0 bytes or more"
-            )
+            raise ValueError(f"{slots} slots of {slot_bytes} bytes; expected at least one, of 0 bytes or more")
         self.slot_bytes, self.slots = slot_bytes, slots
         self._stride = max(1, -(-slot_bytes // _PAGE)) * _PAGE
 
@@ -190,9 +184,7 @@ class Slots:
     def give(self, k: int) -> None:
         """Slot k is free again. Raises ValueError when it was not taken."""
         if k not in self._taken:
-            raise ValueError(
-                f"slot {k} was not taken; of {sorted(self._all)} taken are {sorted(self._taken)}"
-            )
+            raise ValueError(f"slot {k} was not taken; of {sorted(self._all)} taken are {sorted(self._taken)}")
         self._taken.remove(k)
         self._free.put_nowait(k)
 

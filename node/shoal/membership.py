@@ -25,7 +25,7 @@ MEMBERS_LIMIT = 10_000
 
 
 class Membership:
-    """All that one incarnation of a node knows of the shoal. `samples` is set once the data are loaded."""
+    """All that one incarnation of a node knows of the shoal."""
 
     def __init__(
         self,
@@ -36,15 +36,13 @@ class Membership:
         min_nodes: int,
         synchronous: bool,
         rng: random.Random,
-        samples: int = 0,
         settle_s: float = 1.0,
     ) -> None:
         """`settle_s`: how long a start waits for known nodes that are not ready, once `min_nodes` are."""
-        self.roster = Roster(me, samples, suspect_after_s)
+        self.roster = Roster(me, suspect_after_s)
         self.views = Views(self.roster, min_nodes=min_nodes, synchronous=synchronous, settle_s=settle_s)
         self.agreement = Agreement(self.roster, self.views, rng)
         self.heartbeat_s, self.rng = heartbeat_s, rng
-        self.heartbeats_sent = self.heartbeats_received = 0
         self._sent_at: dict[int, float] = {}  # heartbeat number -> when
         self._beat_at: float | None = None  # None: at the next tick
         self._ticked_at: float | None = None
@@ -156,6 +154,15 @@ class Membership:
     # --- what is known ------------------------------------------------------------------------------------------
 
     @property
+    def samples(self) -> int:
+        """Training samples of this node; set once they are loaded."""
+        return self.roster.samples
+
+    @samples.setter
+    def samples(self, count: int) -> None:
+        self.roster.samples = count
+
+    @property
     def view(self) -> View | None:
         """The view that holds here."""
         return self.views.view
@@ -221,7 +228,6 @@ class Membership:
     def _on_heartbeat(self, member: Member, beat: Heartbeat, now: float) -> list[Action]:
         if beat.phase not in PHASE_WORDS:
             raise BadFrame(f"heartbeat from {member.id} has the phase {beat.phase}, known: 0 to {max(PHASE_WORDS)}")
-        self.heartbeats_received += 1
         member.beat = beat
         self.roster.learn(member.identity, beat.gradients)
         if beat.answers > member.acknowledged and beat.answers in self._sent_at:
@@ -253,7 +259,6 @@ class Membership:
         return [self._beat(m, number) for m in linked]
 
     def _beat(self, member: Member, number: int) -> Send:
-        self.heartbeats_sent += 1
         beat = Heartbeat()
         beat.CopyFrom(self.roster.mine)
         beat.phase, beat.number, beat.answers = self.phase, number, member.last_number

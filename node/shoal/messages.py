@@ -73,4 +73,5 @@ class Message:
     reason: str = ""  # ABORT, REFUSE, BUSY
     tag: Tag | None = None  # POST, RECEIVED
     gradients: int = 0  # gradients the sender has applied so far; the end of a run is counted with it
+    heard: tuple[tuple[PeerId, int], ...] = ()  # gradients of others, passed on (OFFER, ACCEPT)
     vector: "Tensor | None" = None  # (n,) float32, of the kinds in CARRIES_VECTOR

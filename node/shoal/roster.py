@@ -148,14 +148,14 @@ class Member:
 class Roster:
     """This node and its members, one incarnation each. The newest incarnation met of a node is the one that counts."""
 
-    def __init__(self, me: Identity, samples: int, suspect_after_s: float) -> None:
+    def __init__(self, me: Identity, suspect_after_s: float) -> None:
         self.me = me
-        self.samples = samples
+        self.samples = 0
         self.suspect_after_s = suspect_after_s
         self.mine = Heartbeat(loss=math.nan)  # as the trainer told it
         self.members: dict[PeerId, Member] = {}
         self.number = 0  # of the last heartbeat sent
-        self._gradients: dict[tuple[PeerId, int], int] = {}
+        self._gradients: dict[PeerId, int] = {}
 
     def live(self) -> list[Member]:
         """Members that are alive or suspect, by id."""
@@ -182,13 +182,13 @@ class Roster:
     # --- sums ---------------------------------------------------------------------------------------------------
 
     def learn(self, identity: Identity, gradients: int) -> None:
-        """Somebody heard that this incarnation had applied so many gradients."""
-        key = identity.node_id, identity.incarnation
-        self._gradients[key] = max(gradients, self._gradients.get(key, 0))
+        """Somebody heard that this node had applied so many gradients, in all its lives: a checkpoint holds the count."""
+        self._gradients[identity.node_id] = max(gradients, self._gradients.get(identity.node_id, 0))
 
-    def gradients(self) -> dict[str, int]:
-        """The largest count known of every incarnation ever met and of this node, keyed `id/incarnation`."""
-        return {f"{node}/{incarnation}": n for (node, incarnation), n in sorted(self._gradients.items())}
+    def gradients(self) -> dict[PeerId, int]:
+        """The largest count known of every node ever met and of this one. A life that went on from a checkpoint repeats
+        some of its last one's; those count once."""
+        return dict(sorted(self._gradients.items()))
 
     def held_out(self) -> tuple[int, int]:
         """(right, total) over the held-out samples of this node and of all live members."""

@@ -10,8 +10,8 @@ from collections.abc import Callable
 from torch import Tensor
 
 from shoal.errors import BadFrame, BadVector
-from shoal.exchange import is_finite
 from shoal.messages import Kind, Message, PeerId, Tag
+from shoal.vector import is_finite
 
 MAX_WAITING = 4096
 """Posts of one peer that wait here. Two rounds of mixing need 2; a ring over n nodes sends up to n pieces ahead."""
@@ -23,9 +23,7 @@ class Rounds:
     `send(peer, message)` hands a message to the link; `arrived(tag, peer)` tells that a post can be taken.
     """
 
-    def __init__(
-        self, *, send: Callable[[PeerId, Message], None], arrived: Callable[[Tag, PeerId], None]
-    ) -> None:
+    def __init__(self, *, send: Callable[[PeerId, Message], None], arrived: Callable[[Tag, PeerId], None]) -> None:
         self._send, self._arrived = send, arrived
         self._view = ""
         self._round = 0
@@ -107,7 +105,8 @@ class Rounds:
             return
         if tag.round > self._round + 1:
             raise BadFrame(
-                f"{peer} is in round {tag.round}, expected at most {self._round + 1}: it cannot have our post of {self._round}"
+                f"{peer} is in round {tag.round}, expected at most {self._round + 1}: "
+                f"it cannot have our post of {self._round}"
             )
         key = (peer, tag)
         if tag.round >= self._round - 1 and key not in self._taken and key not in self._inbox:
@@ -126,6 +125,6 @@ class Rounds:
         held, so that it need not."""
         held = self._early.setdefault(peer, [])
         if len(held) >= MAX_WAITING:
-            raise BadFrame(f"{peer} has more than {MAX_WAITING} posts waiting for view {message.tag and message.tag.view}")
+            raise BadFrame(f"{peer} has more than {MAX_WAITING} posts waiting for a view that is not ours")
         if message.tag not in [m.tag for m in held]:
             held.append(message)

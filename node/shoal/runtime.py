@@ -85,9 +85,9 @@ class Runtime:
         self.kept_corrections = True
         self.view: View | None = None
         self.mixing: Mixing | None = None
-        self.round = self.steps = self.gradients = 0
+        self.round = self.steps = self.gradients = self.mixed = 0
         self.loss = self.last_loss = float("nan")
-        self.seconds = dict.fromkeys(("compute", "wait", "exchange"), 0.0)
+        self.seconds = dict.fromkeys(("compute", "exchange"), 0.0)
         self.settlement = Settlement(
             me,
             incarnation,
@@ -280,6 +280,7 @@ class Runtime:
             total.add_(theirs, alpha=weights[peer])
         d = self.x.numel()
         self._buffers.copy_(total[d:])
+        self.mixed += len(weights) - 1
         self.seconds["exchange"] += self.host.clock() - began
         return total[:d]
 
@@ -386,7 +387,8 @@ class Runtime:
             got = await self._collect(left, tag)
             expected = piece_length(vector.numel(), n, rank, step)
             if got.numel() != expected:
-                raise BadVector(f"piece {step} of {purpose} from {left} has {got.numel()} elements, expected {expected}")
+                which = f"piece {step} of {purpose} from {left}"
+                raise BadVector(f"{which} has {got.numel()} elements, expected {expected}")
             return got
 
         return await ring_sum(rank, n, vector, swap)

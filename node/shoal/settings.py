@@ -34,7 +34,7 @@ class Settings:
     # --- the run: the same on every member, compared in Hello ---------------------------------------------
     algorithm: str = setting(
         "ad-psgd",
-        "How the nodes train together; `shoal node --algorithm ?` names them.",
+        "How the nodes train together.",
         "run",
         choices=ALGORITHMS,
     )
@@ -92,7 +92,7 @@ class Settings:
     )
     topology: str = setting(
         "complete",
-        "Who talks to whom: complete, ring, exponential, torus, random:DEGREE, star, file:PATH.",
+        "Who talks to whom: complete, ring, exponential, torus, hypercube, random:DEGREE, star, file:PATH.",
         "run",
     )
     mixing: str = setting(
@@ -128,7 +128,12 @@ class Settings:
         "What is learnt: digits, mnist, fashion-mnist, cifar10, quadratic, FILE.py:CLASS or package.module:CLASS.",
         "node",
     )
-    shoal: str = setting("default", "Name of the shoal; nodes of another name are refused.", "node")
+    shoal: str = setting(
+        "default",
+        "Name of the shoal; nodes of another name are refused.",
+        "node",
+        form=matches(r"[A-Za-z0-9._-]{1,64}", "1 to 64 letters, digits, -, _ or ."),
+    )
     name: str = setting(
         "",
         "This node's name in tables and logs; letters, digits, - and _. Empty: the host name.",

@@ -20,7 +20,7 @@ from shoal import virtual_time
 from shoal.data.loading import load_task, local_data
 from shoal.data.task import Place
 from shoal.errors import MemberLost, SettingsError
-from shoal.learner import Counts, Learner, initial_state
+from shoal.learner import Learner, initial_state
 from shoal.messages import CARRIES_VECTOR, Message, PeerId
 from shoal.runtime import Runtime, View
 from shoal.settings import Settings
@@ -64,7 +64,7 @@ class Scenario:
         named = [w for w, _ in self.slow] + [w for a, b, _ in self.slow_links for w in (a, b)]
         named += [w for c in self.cuts for w in (c.a, c.b)] + [c.worker for c in self.crashes]
         if (unknown := max(named, default=0)) >= workers:
-            raise SettingsError(f"worker {unknown} is not there: {workers} workers are numbered from 0 to {workers - 1}")
+            raise SettingsError(f"worker {unknown} is not there: workers are numbered from 0 to {workers - 1}")
 
 
 Fault = Callable[[PeerId, PeerId, Message], float | None]
@@ -163,7 +163,7 @@ class World:
         self._arrival: dict[tuple[PeerId, PeerId], float] = {}
         self._on_its_way: defaultdict[tuple[PeerId, PeerId], deque[tuple[Message, int]]] = defaultdict(deque)
         slow_links = {frozenset((self.names[a], self.names[b])): f for a, b, f in scenario.slow_links}
-        self._vector_s = lambda a, b: scenario.vector_s * slow_links.get(frozenset((a, b)), 1.0)
+        self._slow_links = slow_links
         self.hosts = [SimHost(self, i, name) for i, name in enumerate(self.names)]
         self.runtimes = [
             Runtime(name, 1, learner, state, settings, host)
@@ -192,7 +192,7 @@ class World:
         loop = asyncio.get_running_loop()
         travel = self.scenario.latency_s
         if message.kind in CARRIES_VECTOR:
-            travel += self._vector_s(source, to)
+            travel += self.scenario.vector_s * self._slow_links.get(frozenset((source, to)), 1.0)
         at = max(loop.time() + travel, self._arrival.get((source, to), 0.0))
         self._arrival[source, to] = at
         # Timers due at the same moment fire in no particular order, so each delivers the first message on its way.
@@ -273,7 +273,8 @@ class World:
             loop.call_at(crash.at_s, self._die, crash.worker)
         ended = await asyncio.gather(*self._tasks, return_exceptions=True)
         if self._lost:
-            raise MemberLost(f"{self._lost} died at t={loop.time():.3f} s; {self.settings.algorithm} cannot go on without it")
+            what = f"{self._lost} died at t={loop.time():.3f} s"
+            raise MemberLost(f"{what}; {self.settings.algorithm} cannot go on without it")
         for error in ended:
             if isinstance(error, BaseException) and not isinstance(error, asyncio.CancelledError):
                 raise error

@@ -45,7 +45,7 @@ def own_figures(
 ) -> dict[str, Any]:
     """This node's own part."""
     tally = trained.get("exchanges", {})
-    done = tally.get("active", 0) + tally.get("passive", 0)
+    done = sum(tally.get(key, 0) for key in ("active", "passive", "mixed"))
     gradients = trained.get("gradients", 0)
     right, total = trained.get("right"), trained.get("total") or 0
     counted = list(traffic)

@@ -180,3 +180,8 @@ def _dtype(tensor: Tensor) -> str:
 def _by(shape: Sequence[int]) -> str:
     """128x64; a scalar is `scalar`."""
     return "x".join(map(str, shape)) or "scalar"
+
+
+def is_finite(vector: Tensor) -> bool:
+    """Whether no element is NaN or infinite: one pass, for a float64 sum of float32 cannot overflow."""
+    return bool(torch.isfinite(vector.sum(dtype=torch.float64)))

@@ -16,6 +16,9 @@ REASON_LIMIT = 500
 """Characters of a reason, which ends in a log. Our own is cut to it; a longer one that comes is refused."""
 VIEW_LIMIT = 64
 PURPOSE_LIMIT = 32
+HEARD_LIMIT = 64
+"""Nodes whose counts a message passes on."""
+NODE_ID_LIMIT = 128
 CARRIES_TAG = frozenset({Kind.POST, Kind.RECEIVED})
 
 
@@ -34,6 +37,7 @@ def encode(message: Message, elements: int | None) -> bytes:
         committed=message.committed,
         reason=message.reason[:REASON_LIMIT],
         gradients=message.gradients,
+        heard=dict(message.heard),
     )
     if message.tag is not None:
         tag = message.tag
@@ -71,6 +75,7 @@ def decode(header: bytes) -> tuple[Message, int | None]:
         reason=read.reason,
         tag=tag,
         gradients=read.gradients,
+        heard=_heard(read) if read.heard else (),
     )
     return message, _elements(kind, read.vector) if read.HasField("vector") else None
 
@@ -84,6 +89,14 @@ def _unfit(kind: Kind, vector: bool, tag: Tag | None) -> str | None:
     if tag is not None and not tag.purpose:
         return f"{kind.name} with a tag that has no purpose"
     return None
+
+
+def _heard(read: pb.Header) -> tuple[tuple[str, int], ...]:
+    if len(read.heard) > HEARD_LIMIT:
+        raise BadFrame(f"counts of {len(read.heard)} nodes, allowed are {HEARD_LIMIT}")
+    for key in read.heard:
+        _bounded("node id of a count", key, NODE_ID_LIMIT)
+    return tuple(sorted(read.heard.items()))
 
 
 def _tag(read: pb.Tag) -> Tag:

@@ -18,7 +18,9 @@ FILES = sorted(Path(shoal.algorithms.__file__).parent.glob("*.py"))
 def test_an_await_stands_alone_on_its_line(path: Path) -> None:
     """`me.x = me.x - lr * await gradient` reads x before the await and loses every average that lands meanwhile."""
     for statement in ast.walk(ast.parse(path.read_text())):
-        if isinstance(statement, ast.stmt) and not isinstance(statement, ast.AsyncFunctionDef | ast.For | ast.While | ast.If):
+        if isinstance(statement, ast.stmt) and not isinstance(
+            statement, ast.AsyncFunctionDef | ast.For | ast.While | ast.If
+        ):
             awaits = [node for node in ast.walk(statement) if isinstance(node, ast.Await)]
             whole = getattr(statement, "value", None)
             assert all(a is whole for a in awaits), f"{path.name}:{statement.lineno}"

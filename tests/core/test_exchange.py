@@ -265,7 +265,9 @@ class RandomHistories(RuleBasedStateMachine):
 
     @initialize()
     def begin(self) -> None:
-        self.nodes = {name: Party(name, torch.tensor([float(3**k)], dtype=torch.float64)) for k, name in enumerate("abcd")}
+        self.nodes = {
+            name: Party(name, torch.tensor([float(3**k)], dtype=torch.float64)) for k, name in enumerate("abcd")
+        }
         self.links = {frozenset(p): True for p in itertools.combinations("abcd", 2)}
         self.drift = 0.0
         self.start = sum(p.x.item() for p in self.nodes.values())

@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from shoal.errors import BadFrame
+from shoal.link import LEAST_SLOT
 from shoal.transport.frames import CHUNK_BYTES, FRAME_LIMIT, HEADER_LIMIT, Assembler, frames
 from shoal.v1 import node_pb2 as pb
 
@@ -15,9 +16,9 @@ Frame = type[pb.ExchangeRequest] | type[pb.ExchangeResponse]
 BOTH = pytest.mark.parametrize("frame_type", [pb.ExchangeRequest, pb.ExchangeResponse])
 
 
-def header_of(nbytes: int) -> bytes:
+def header_of(nbytes: int, kind: pb.MessageKind.ValueType = pb.MESSAGE_KIND_ACCEPT) -> bytes:
     vector = pb.Vector(elements=nbytes // 4, dtype=pb.DTYPE_F32, bytes=nbytes)
-    return pb.Header(kind=pb.MESSAGE_KIND_ACCEPT, seq=300, vector=vector).SerializeToString()
+    return pb.Header(kind=kind, seq=300, vector=vector).SerializeToString()
 
 
 def by_protobuf(frame_type: Frame, header: bytes, payload: bytes | None, chunk_bytes: int) -> list[bytes]:
@@ -85,6 +86,19 @@ def test_a_vector_is_written_into_the_buffer_that_was_given() -> None:
     assert buffer == b"data"
 
 
+@pytest.mark.parametrize(("expected", "piece"), [(40, 0), (40, 12), (40, 40), (4, 16)])
+def test_a_post_may_carry_a_piece_of_a_vector_or_the_few_counts_of_an_evaluation(expected: int, piece: int) -> None:
+    header = header_of(piece, pb.MESSAGE_KIND_POST)
+    stream = list(frames(header, memoryview(bytes(piece))))
+    assert assembled(Assembler("b", expected), stream) == [(header, bytes(piece))]
+
+
+@pytest.mark.parametrize(("expected", "piece", "most"), [(40, 44, 40), (4, 20, LEAST_SLOT)])
+def test_a_post_that_fits_no_slot_is_refused(expected: int, piece: int, most: int) -> None:
+    with pytest.raises(BadFrame, match=f"vector from b has {piece} bytes .* expected at most {most} bytes"):
+        Assembler("b", expected).feed(next(frames(header_of(piece, pb.MESSAGE_KIND_POST), None)))
+
+
 HEADER, FIRST, SECOND, TRAILER = frames(header_of(8), memoryview(b"abcdefgh"), 4)
 WRONG_CRC = pb.ExchangeRequest(trailer=pb.Trailer(crc32=1)).SerializeToString()
 LARGE = pb.Header(kind=pb.MESSAGE_KIND_ABORT, reason="x" * HEADER_LIMIT)
@@ -95,8 +109,11 @@ LARGE = pb.Header(kind=pb.MESSAGE_KIND_ABORT, reason="x" * HEADER_LIMIT)
     [
         ([FIRST], "chunk from node-b, expected a header"),
         ([TRAILER], "trailer from node-b, expected a header"),
-        ([HEADER, HEADER], "header from node-b after 0 of 8 bytes of a vector, expected a chunk or a trailer"),
-        ([HEADER, FIRST, HEADER], "header from node-b after 4 of 8 bytes"),
+        (
+            [HEADER, HEADER],
+            "header from node-b after 0 bytes of a vector that is not whole, expected a chunk or a trailer",
+        ),
+        ([HEADER, FIRST, HEADER], "header from node-b after 4 bytes of a vector"),
         ([HEADER, FIRST, TRAILER], "trailer from node-b after 4 bytes, expected 8 before"),
         ([HEADER, FIRST, SECOND, SECOND], "chunk of 4 bytes from node-b after 8, expected 1 to 0"),
         ([HEADER, b"\x12\x00"], "chunk of 0 bytes from node-b after 0, expected 1 to 8"),
@@ -104,7 +121,7 @@ LARGE = pb.Header(kind=pb.MESSAGE_KIND_ABORT, reason="x" * HEADER_LIMIT)
         ([HEADER, FIRST, SECOND, WRONG_CRC], "expected 00000001 by its trailer"),
         ([*frames(header_of(12), None)], r"vector from node-b has 12 bytes \(3 elements\), expected 8 bytes"),
         ([*frames(header_of(2**62), None)], r"vector from node-b has 4611686018427387904 bytes"),
-        ([*frames(LARGE.SerializeToString(), None)], "header from node-b has 8197 bytes, allowed are 8192"),
+        ([*frames(LARGE.SerializeToString(), None)], "header from node-b has 16389 bytes, allowed are 16384"),
         ([b""], "frame from node-b holds nothing, expected a header, a chunk or a trailer"),
         ([b"\x22\x01x"], "frame from node-b holds field tag 0x22"),
         ([b"\x0a"], "header from node-b has no length"),

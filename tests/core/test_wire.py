@@ -10,8 +10,18 @@ from hypothesis import strategies as st
 
 from shoal.errors import BadFrame
 from shoal.messages import CARRIES_VECTOR, Kind, Message, Tag
+from shoal.transport.frames import HEADER_LIMIT
 from shoal.v1 import node_pb2 as pb
-from shoal.wire import CARRIES_TAG, PURPOSE_LIMIT, REASON_LIMIT, VIEW_LIMIT, decode, encode
+from shoal.wire import (
+    CARRIES_TAG,
+    HEARD_LIMIT,
+    NODE_ID_LIMIT,
+    PURPOSE_LIMIT,
+    REASON_LIMIT,
+    VIEW_LIMIT,
+    decode,
+    encode,
+)
 
 uint64 = st.integers(0, 2**64 - 1)
 
@@ -35,6 +45,7 @@ def messages(draw: st.DrawFn) -> tuple[Message, int | None]:
         reason=draw(st.text(max_size=50)),
         tag=tag,
         gradients=draw(uint64),
+        heard=tuple(sorted(draw(st.dictionaries(st.text(max_size=NODE_ID_LIMIT), uint64, max_size=5)).items())),
     )
     return message, draw(st.integers(0, 2**40)) if kind in CARRIES_VECTOR else None
 
@@ -70,6 +81,13 @@ def test_an_own_reason_is_cut_to_what_the_other_end_takes() -> None:
     assert message.reason == "é" * REASON_LIMIT
 
 
+def test_the_longest_message_fits_into_a_frame() -> None:
+    counts = tuple((f"{n:0{NODE_ID_LIMIT}}", 2**64 - 1) for n in range(HEARD_LIMIT))
+    tag = Tag(view="€" * VIEW_LIMIT, round=2**64 - 1, purpose="€" * PURPOSE_LIMIT, step=2**32 - 1)
+    message = Message(Kind.POST, 2**64 - 1, 2**64 - 1, True, "€" * REASON_LIMIT, tag, 2**64 - 1, counts)
+    assert len(encode(message, 2**60)) <= HEADER_LIMIT
+
+
 @pytest.mark.parametrize(
     ("message", "elements"),
     [
@@ -103,6 +121,8 @@ VECTOR = pb.Vector(elements=2, dtype=pb.DTYPE_F32, bytes=8)
         (pb.Header(kind=pb.MESSAGE_KIND_ABORT, reason="x" * 501), "reason has 501 characters, allowed are 500"),
         (pb.Header(kind=pb.MESSAGE_KIND_RECEIVED, tag=pb.Tag(view="v" * 65, purpose="mix")), "view .* 65 characters"),
         (pb.Header(kind=pb.MESSAGE_KIND_RECEIVED, tag=pb.Tag(purpose="p" * 33)), "purpose .* 33 characters"),
+        (pb.Header(kind=pb.MESSAGE_KIND_OFFER, heard={f"{n}": n for n in range(65)}), "counts of 65 nodes, .* 64"),
+        (pb.Header(kind=pb.MESSAGE_KIND_OFFER, heard={"x" * 129: 1}), "node id of a count has 129 characters"),
         (pb.Header(kind=pb.MESSAGE_KIND_MODEL, vector=pb.Vector(elements=2, bytes=8)), "dtype 0, expected 1"),
         (
             pb.Header(kind=pb.MESSAGE_KIND_MODEL, vector=pb.Vector(elements=2, dtype=pb.DTYPE_F32, bytes=9)),

@@ -171,7 +171,7 @@ async def test_nodes_of_another_shoal_are_no_candidates_but_are_named(unique: st
     async with announced(f"node-b-{unique}", strange, 7105), announced(f"node-a-{unique}", shoal, 7101) as mdns:
         search = asyncio.create_task(first(mdns, f"node-b-{unique}"))  # never ends well: reads on until closed
         async with asyncio.timeout(30):
-            while strange not in mdns.others_seen():  # noqa: ASYNC110 (the search tells nobody of strangers)
+            while strange not in mdns.others_seen():
                 await asyncio.sleep(0.01)
         assert mdns.others[strange] == {f"node-b-{unique}"}
         assert mdns.others_seen().startswith("found ")

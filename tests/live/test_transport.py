@@ -333,7 +333,7 @@ class TestConnections:
         b.transport.forget("a", "it is dead")
 
     async def test_a_peer_that_stops_answering_goes_down_by_keepalive(self, node: NewNode) -> None:
-        b = await node("b", heartbeat_s=0.05)  # a ping after 1 s, and 3 s to answer
+        b = await node("b", heartbeat_s=0.05)  # a ping after 1 s, and 4 s to answer
         child = await echoing_child(1, b.identity.address)
         await b.up()
         child.send_signal(signal.SIGSTOP)

@@ -74,13 +74,13 @@ class TestBadFrames:
         ("bad", "complaint"),
         [
             (lambda: [*frames(header_of(1, 12), None)], r"vector from a has 12 bytes \(3 elements\), expected 8 bytes"),
-            (lambda: list(frames(header_of(1, 8), memoryview(b"abcdefgh")))[1:], "chunk from a, expected a header"),
+            (lambda: list(frames(header_of(1, 8), memoryview(b"abcdefgh")))[1:2], "chunk from a, expected a header"),
             (
                 lambda: [*list(frames(header_of(1, 8), memoryview(b"abcdefgh")))[:2], b"\x1a\x00"],
                 "vector from a has crc32",
             ),
             (lambda: [b"\x2a\x00"], "frame from a holds field tag 0x2a"),
-            (lambda: [*frames(header_of(1, 8), None)] * 2, "header from a after 0 of 8 bytes"),
+            (lambda: [*frames(header_of(1, 8), None)] * 2, "header from a after 0 bytes of a vector that is not whole"),
             (lambda: [b"\x0a\x02\xff\xff"], "header from a is not a Header"),
         ],
         ids=["wrong size", "out of order", "wrong checksum", "unknown field", "header twice", "no header"],

@@ -2,8 +2,8 @@
 
 import pytest
 import torch
-from paper.runs import final_accuracy, final_loss, pooled, quadratic, train
 
+from paper.runs import final_accuracy, final_loss, pooled, quadratic, train
 from shoal.settings import Settings
 from shoal.simulation import Scenario, population
 

@@ -6,8 +6,8 @@ centralised SGD, D-PSGD above it; shuffled, all three overlap. Here the same on 
 
 import pytest
 import torch
-from paper.runs import final_loss, pooled, quadratic, train
 
+from paper.runs import final_loss, pooled, quadratic, train
 from shoal.simulation import Scenario
 
 
@@ -101,4 +101,3 @@ def _fresh(workers: int, **settings: object) -> tuple[list, list]:  # type: igno
 
     chosen = Settings(**{"task": "quadratic", "partition": "iid", "batch": 4, **settings})  # type: ignore[arg-type]
     return population(chosen, workers)
-

@@ -79,8 +79,8 @@ class Net:
                 min_nodes=self.min_nodes,
                 synchronous=self.synchronous,
                 rng=random.Random(f"{self.rng.random()}/{name}"),
-                samples=100 + ord(name),
             )
+            membership.samples = 100 + ord(name)
             node = self.nodes[name] = Node(membership)
             self.phase(name, PHASE_READY if ready else PHASE_UNSPECIFIED)
             self.at(self.now + self.rng.uniform(0, TICK_S), lambda node=node, name=name: self._tick(name, node))

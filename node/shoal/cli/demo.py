@@ -75,7 +75,7 @@ def _verdict(console: Console, row: Any, alone: float, pooled: float) -> bool:
         f"{pooled:.3f} of SGD on all the data (claimed: at most {BELOW_POOLED} less): {word}",
         highlight=False,
     )
-    return holds
+    return bool(holds)
 
 
 def _run_nodes(console: Console, algorithm: str, settings: Settings, nodes: int, folder: Path) -> dict[str, Any]:
@@ -96,7 +96,7 @@ def _run_nodes(console: Console, algorithm: str, settings: Settings, nodes: int,
         _check(fleet, began)
         results = [node.result() or {} for node in fleet.nodes]
         histories = [node.history() for node in fleet.nodes]
-    curve = _curve(histories, [r["began"] for r in results], results[0]["accuracy"], results[0]["loss"])
+    curve = _curve(histories, min(r["began"] for r in results), results[0]["accuracy"], results[0]["loss"])
     return {
         "algorithm": algorithm,
         "seconds": time.monotonic() - began,
@@ -117,7 +117,7 @@ def _check(fleet: Fleet, began: float) -> None:
 
 def _progress(nodes: list[NodeProcess], rounds: int, seconds: float) -> Table:
     shown = Table(caption=f"{seconds:.0f} s", box=None, pad_edge=False)
-    for title in ("node", "phase", "progress", "loss", "accuracy", "peers", "averages", "MB sent"):
+    for title in ("node", "phase", "progress", "loss", "acc.", "peers", "swaps", "MB out"):
         shown.add_column(title, justify="left" if title in ("node", "phase", "progress") else "right", no_wrap=True)
     for node in nodes:
         status = node.status() or {}
@@ -125,7 +125,7 @@ def _progress(nodes: list[NodeProcess], rounds: int, seconds: float) -> Table:
         result = node.result()
         done = 1.0 if result else min(1.0, own.get("gradients", 0) / rounds)
         phase = "done" if result else own.get("phase", "starting")
-        bar = "━" * round(24 * done) + "╌" * (24 - round(24 * done))
+        bar = "━" * round(16 * done) + "╌" * (16 - round(16 * done))
         source = result["own"] if result else own
         shown.add_row(
             node.name,
@@ -133,7 +133,7 @@ def _progress(nodes: list[NodeProcess], rounds: int, seconds: float) -> Table:
             f"[cyan]{bar}[/] {done:4.0%}",
             _figure(source.get("loss"), ".3f"),
             _figure(source.get("accuracy"), ".3f"),
-            str(source.get("peers", max(0, len(status.get("members", [])) - 1))),
+            str(sum(m["state"] == "alive" for m in status.get("members", []))) if not result else "",
             str(source.get("exchanges", {}).get("done", "")),
             _figure(source.get("bytes_sent", 0) / 1e6, ".1f"),
         )
@@ -144,30 +144,25 @@ def _figure(value: float | None, form: str) -> str:
     return "" if value is None or math.isnan(value) else format(value, form)
 
 
-def _curve(
-    histories: list[list[dict[str, Any]]], began: list[float], accuracy: float, loss: float
-) -> list[dict[str, float]]:
+def _curve(histories: list[list[dict[str, Any]]], zero: float, accuracy: float, loss: float) -> list[dict[str, float]]:
     """Held-out loss and accuracy of the nodes' own models on their own held-out rows, added up over the nodes, at each
     evaluation; at the end the mean model's."""
-    by_turn: dict[int, list[tuple[float, dict[str, Any]]]] = {}
-    for lines, start in zip(histories, began, strict=True):
-        evaluations = [line for line in lines if line["event"] == "eval" and "step" in line]
-        for turn, line in enumerate(evaluations):
-            by_turn.setdefault(turn, []).append((start + line["t"], line))
+    evaluations = []
+    for lines in histories:
+        start = next(line["epoch_s"] - line["t"] for line in lines if line.get("what") == "began")
+        shifted = [{**line, "t": start - zero + line["t"]} for line in lines]
+        evaluations.append([line for line in shifted if line["kind"] == "eval" and "step" in line])
     curve = []
-    zero = min(began)
-    for turn in sorted(by_turn):
-        lines = by_turn[turn]
-        if len(lines) == len(histories):
-            total = sum(line["total"] for _, line in lines)
-            curve.append(
-                {
-                    "t": sum(t for t, _ in lines) / len(lines) - zero,
-                    "gradients": sum(line["step"] for _, line in lines),
-                    "loss": sum(line["loss"] * line["total"] for _, line in lines) / total,
-                    "accuracy": sum(line["right"] for _, line in lines) / total,
-                }
-            )
+    for turn in zip(*evaluations, strict=False):  # as many as the slowest node has made
+        total = sum(line["total"] for line in turn)
+        curve.append(
+            {
+                "t": sum(line["t"] for line in turn) / len(turn),
+                "gradients": sum(line["step"] for line in turn),
+                "loss": sum(line["loss"] * line["total"] for line in turn) / total,
+                "accuracy": sum(line["right"] for line in turn) / total,
+            }
+        )
     if curve:
         curve.append({**curve[-1], "accuracy": accuracy, "loss": loss})
     return curve

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -40,11 +40,12 @@ class NodeProcess:
         facts = self.facts()
         if facts is None or self.process.poll() is not None:
             return None
-        with contextlib.suppress(OSError, ValueError):
+        try:
             with urllib.request.urlopen(f"http://{facts['http']}/v1/status", timeout=2) as answer:
                 status: dict[str, Any] = json.load(answer)
-                return status
-        return None
+        except (OSError, ValueError):
+            return None
+        return status
 
     def history(self) -> list[dict[str, Any]]:
         """All lines of its history so far."""
@@ -61,7 +62,7 @@ class Fleet:
     """Starts the nodes in the constructor and ends them with the `with` block, whatever happens inside."""
 
     def __init__(
-        self, folder: Path, settings: list[Mapping[str, Any]], *, entry: tuple[str, ...] = ("-m", "shoal")
+        self, folder: Path, settings: Sequence[Mapping[str, Any]], *, entry: tuple[str, ...] = ("-m", "shoal")
     ) -> None:
         self.nodes = [self._start(folder, dict(s), entry) for s in settings]
         self.began = time.monotonic()

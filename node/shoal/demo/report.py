@@ -43,7 +43,9 @@ def picture(
     from matplotlib import pyplot as plt
 
     figure, axes = plt.subplots(2, 3, figsize=(15, 8), layout="constrained")
-    figure.suptitle(title)
+    figure.suptitle(
+        f"{title}\nwhile it runs the nodes' own models are shown, at the end of each curve their mean", fontsize=11
+    )
     real = [row for row in rows if row.seconds is not None]
     for column, (chosen, over) in enumerate(((rows, "samples"), (real, "seconds since the start of the processes"))):
         for row in chosen:
@@ -78,7 +80,9 @@ def _histograms(axis: Any, histograms: Sequence[Sequence[int]], classes: Sequenc
         for label, count in enumerate(counts):
             if count:
                 dark = count > 0.6 * max(map(max, histograms))
-                axis.text(label, node, str(count), ha="center", va="center", color="white" if dark else "black", fontsize=8)
+                axis.text(
+                    label, node, str(count), ha="center", va="center", color="white" if dark else "black", fontsize=8
+                )
     axis.set(title="training samples of each label", xlabel="label", ylabel="node")
     axis.set_xticks(range(len(classes)), classes)
     axis.set_yticks(range(len(histograms)), [str(k + 1) for k in range(len(histograms))])
@@ -88,6 +92,8 @@ def _bars(axis: Any, rows: Sequence[Row]) -> None:
     names = [row.name for row in rows]
     axis.barh(names, [row.accuracy for row in rows], color=[_colour(n) for n in names])
     for position, row in enumerate(rows):
-        axis.text(min(row.accuracy + 0.01, 0.88), position, f"{row.accuracy:.3f}", va="center", fontsize=8)
+        inside = row.accuracy > 0.85
+        x, colour = (0.88, "white") if inside else (row.accuracy + 0.01, "black")
+        axis.text(x, position, f"{row.accuracy:.3f}", va="center", fontsize=8, color=colour)
     axis.invert_yaxis()
     axis.set(title="held-out accuracy at the end", xlim=(0, 1))

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import dataclasses
+import itertools
 import math
 import time
 import traceback
@@ -21,7 +22,7 @@ from shoal.fields import parse_shard
 from shoal.history import History
 from shoal.learner import Counts, Learner, initial_state
 from shoal.link import LEAST_SLOT, RECEIVE, TRANSMIT, Channel, Packet, Segment
-from shoal.messages import Message, PeerId
+from shoal.messages import Kind, Message, PeerId
 from shoal.runtime import Runtime, View
 from shoal.settings import Settings
 from shoal.trainer.keeper import Keeper
@@ -50,6 +51,7 @@ class TrainerHost:
         )
         self.task_document = task_document(self.task, model.layout)
         self.history = History(Path(s.state_dir) / "history.jsonl")
+        self.history.write("event", what="began", epoch_s=time.time())
         self.runtime = Runtime(me, incarnation, learner, state, s, self)
         self.keeper = Keeper(s, self.runtime, self.task_document, self.history, self._alarm, incarnation)
         if s.resume:
@@ -61,8 +63,8 @@ class TrainerHost:
         received = range(TRANSMIT, TRANSMIT + RECEIVE)
         self._received = {k: torch.frombuffer(segment.slot(k), dtype=torch.float32) for k in received}
         self._computing = ThreadPoolExecutor(1, thread_name_prefix="compute")
-        self._connections: dict[PeerId, tuple[int, str]] = {}  # connection number, key of its gradients
-        self._others: dict[str, int] = {}  # "id/incarnation" -> gradients, the most that was heard of
+        self._connections: dict[PeerId, int] = {}  # connection numbers
+        self._others: dict[PeerId, int] = {}  # gradients, the most that was heard of
         self._work: asyncio.Task[None] | None = None  # the algorithm, later the forming of the mean
         self._beside: set[asyncio.Task[None]] = set()
         self._counts = Counts.nothing()
@@ -72,8 +74,14 @@ class TrainerHost:
     def send(self, peer: PeerId, message: Message) -> None:
         """To a peer, by way of the daemon; the own count of gradients rides along."""
         if peer in self._connections:
-            conn, _ = self._connections[peer]
-            self.outbox.send(peer, conn, dataclasses.replace(message, gradients=self.runtime.gradients))
+            conn = self._connections[peer]
+            heard = self._passed_on() if message.kind in (Kind.OFFER, Kind.ACCEPT) else ()
+            self.outbox.send(peer, conn, dataclasses.replace(message, gradients=self.runtime.gradients, heard=heard))
+
+    def _passed_on(self) -> tuple[tuple[PeerId, int], ...]:
+        """The counts of others that were learnt last. They spread with the averages: heartbeats alone are late by many
+        gradients."""
+        return tuple(itertools.islice(reversed(self._others.items()), wire.HEARD_LIMIT))
 
     async def compute(self, work: Callable[[], T]) -> T:
         """In the second thread, one piece of work at a time, so that this loop answers peers meanwhile."""
@@ -161,14 +169,14 @@ class TrainerHost:
                 self.outbox.sent(fields["slot"])
             case "up":
                 peer = fields["peer"]
-                self._connections[peer] = (fields["conn"], f"{peer}/{fields['incarnation']}")
+                self._connections[peer] = fields["conn"]
                 runtime.up(peer)
             case "down":
                 self._connections.pop(fields["peer"], None)
                 runtime.down(fields["peer"])
             case "totals":
-                for key, gradients in fields["gradients"].items():
-                    self._learn(key, gradients)
+                for node, gradients in fields["gradients"].items():
+                    self._learn(node, gradients)
             case "view":
                 members, samples = tuple(fields["members"]), tuple(fields["samples"])
                 view = View(fields["id"], members, samples, fields["round"], fields["same_round"])
@@ -183,7 +191,8 @@ class TrainerHost:
                 vector = self._received[slot][:elements].to(self.runtime.state.device, copy=True)
                 message = dataclasses.replace(message, vector=vector)
             if peer in self._connections:
-                self._learn(self._connections[peer][1], message.gradients)
+                for node, gradients in ((peer, message.gradients), *message.heard):
+                    self._learn(node, gradients)
                 self.runtime.received(peer, message)
         except PeerError as error:
             if self.settings.synchronous:
@@ -193,8 +202,10 @@ class TrainerHost:
             if slot >= 0:
                 self.channel.send("free", slot=slot)
 
-    def _learn(self, key: str, gradients: int) -> None:
-        self._others[key] = max(gradients, self._others.get(key, 0))
+    def _learn(self, node: PeerId, gradients: int) -> None:
+        if node != self.runtime.me and gradients > self._others.get(node, -1):
+            self._others.pop(node, None)  # to the end: the order is that of learning
+            self._others[node] = gradients
 
     def _on_view(self, view: View, purpose: str, model_from: str) -> None:
         if purpose == "train":
@@ -284,7 +295,7 @@ class TrainerHost:
             lr=runtime.lr,
             right=counts.right,
             total=counts.total,
-            exchanges=dataclasses.asdict(settlement.tally),
+            exchanges={**dataclasses.asdict(settlement.tally), "mixed": runtime.mixed},
             in_doubt=settlement.in_doubt,
             unconfirmed=settlement.unconfirmed + runtime.post.unconfirmed,
             seconds=runtime.seconds,

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from shoal.checkpoint import Checkpoint, read, write, write_model
+from shoal.folder import CHECKPOINT
 from shoal.history import History
 from shoal.learner import Counts
 from shoal.runtime import Runtime
@@ -31,7 +32,7 @@ class Keeper:
     ) -> None:
         self.settings, self.runtime, self.task_document, self.history = settings, runtime, task_document, history
         self.folder = Path(settings.state_dir)
-        self.checkpoint_path = self.folder / "checkpoint.safetensors"
+        self.checkpoint_path = self.folder / CHECKPOINT
         self.incarnation = incarnation
         self.saved_at: float | None = None
         self.failures = 0

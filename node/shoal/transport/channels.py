@@ -13,13 +13,17 @@ from typing import Any, NamedTuple, Self
 import grpc
 
 from shoal.errors import PortInUse, SettingsError
-from shoal.transport.frames import FRAME_LIMIT
+from shoal.transport.frames import CHUNK_BYTES, FRAME_LIMIT
 from shoal.v1 import node_pb2 as pb
 
 SERVICE = pb.DESCRIPTOR.services_by_name["NodeService"].full_name
 HELLO, CONTROL, EXCHANGE = (f"/{SERVICE}/{method}" for method in ("Hello", "Control", "Exchange"))
 REASON_LIMIT = 600
 """Characters of a status' details: HTTP/2 trailers have 8 KiB in all, and a character takes 12 bytes at worst."""
+
+WINDOW_BYTES = 4 * CHUNK_BYTES
+"""What a peer may send ahead of our reading, a stream: the bound on memory, and on a slow path the longest queue.
+Large enough for 40 MB/s at a round trip of 0.1 s."""
 
 _FROM, _TO, _CONNECTION = "shoal-from", "shoal-to", "shoal-connection"
 
@@ -111,9 +115,11 @@ def _common_options(heartbeat_s: float) -> list[tuple[str, int]]:
     return [
         ("grpc.max_send_message_length", FRAME_LIMIT),
         ("grpc.max_receive_message_length", FRAME_LIMIT),
+        ("grpc.http2.lookahead_bytes", WINDOW_BYTES),
+        ("grpc.http2.bdp_probe", 0),  # else the window grows as far as gRPC's estimate, which a slow reader fills
         ("grpc.keepalive_time_ms", _keepalive_ms(heartbeat_s)),
-        ("grpc.keepalive_timeout_ms", 3 * _keepalive_ms(heartbeat_s)),  # a ping may queue behind a chunk
-        ("grpc.http2.ping_timeout_ms", 3 * _keepalive_ms(heartbeat_s)),  # else its default, a minute, counts
+        ("grpc.keepalive_timeout_ms", 4 * _keepalive_ms(heartbeat_s)),  # a ping queues behind a window of data
+        ("grpc.http2.ping_timeout_ms", 4 * _keepalive_ms(heartbeat_s)),  # else its default, a minute, counts
         ("grpc.http2.max_pings_without_data", 0),  # 0: no limit
     ]
 

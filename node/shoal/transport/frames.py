@@ -17,8 +17,8 @@ from shoal.v1 import node_pb2 as pb
 
 CHUNK_BYTES = 1 << 20
 """Payload of one chunk, at most. Over gRPC twice as much is no faster, a sixteenth half as fast."""
-HEADER_LIMIT = 8 << 10
-"""Bytes of a header, at most; its strings are bounded far below (`shoal.wire`)."""
+HEADER_LIMIT = 16 << 10
+"""Bytes of a header, at most: more than all that `shoal.wire` lets through at its longest."""
 FRAME_LIMIT = CHUNK_BYTES + 16
 """Bytes of a frame, at most: a full chunk with its tag and length."""
 

@@ -506,6 +506,26 @@ Global___Leave: _TypeAlias = Leave  # noqa: Y015
 class Header(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
+    @_typing.final
+    class HeardEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.int
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.int = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
     KIND_FIELD_NUMBER: _builtins.int
     SEQ_FIELD_NUMBER: _builtins.int
     INITIATOR_FIELD_NUMBER: _builtins.int
@@ -514,17 +534,23 @@ class Header(_message.Message):
     TAG_FIELD_NUMBER: _builtins.int
     GRADIENTS_FIELD_NUMBER: _builtins.int
     VECTOR_FIELD_NUMBER: _builtins.int
+    HEARD_FIELD_NUMBER: _builtins.int
     kind: Global___MessageKind.ValueType
     seq: _builtins.int
     initiator: _builtins.int
     committed: _builtins.bool
     reason: _builtins.str
     gradients: _builtins.int
+    """applied by the sender"""
     @_builtins.property
     def tag(self) -> Global___Tag: ...
     @_builtins.property
     def vector(self) -> Global___Vector:
         """absent: no chunks and no trailer follow"""
+
+    @_builtins.property
+    def heard(self) -> _containers.ScalarMap[_builtins.str, _builtins.int]:
+        """node id -> gradients of others, as far as the sender knows"""
 
     def __init__(
         self,
@@ -537,10 +563,11 @@ class Header(_message.Message):
         tag: Global___Tag | None = ...,
         gradients: _builtins.int = ...,
         vector: Global___Vector | None = ...,
+        heard: _abc.Mapping[_builtins.str, _builtins.int] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["tag", b"tag", "vector", b"vector"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["committed", b"committed", "gradients", b"gradients", "initiator", b"initiator", "kind", b"kind", "reason", b"reason", "seq", b"seq", "tag", b"tag", "vector", b"vector"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["committed", b"committed", "gradients", b"gradients", "heard", b"heard", "initiator", b"initiator", "kind", b"kind", "reason", b"reason", "seq", b"seq", "tag", b"tag", "vector", b"vector"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -1,0 +1,59 @@
+"""From an address that may be a peer's to a Hello with whoever listens there."""
+
+import asyncio
+import logging
+import random
+from collections.abc import Awaitable, Callable
+
+from shoal.discovery import Candidate
+from shoal.errors import PeerError
+
+log = logging.getLogger("shoal")
+
+LOADING = "still loading its model and data"
+"""How a node refuses that does not know its task's fingerprint yet: it is asked again, and nobody is warned."""
+AGAIN_S = (0.2, 5.0)
+"""Waits between Hellos to an address that does not answer: the first, and the longest."""
+
+
+class Greeter:
+    """Says Hello to candidates until they answer. Static ones are tried for ever, hints are given up at last."""
+
+    def __init__(self, greet: Callable[[str], Awaitable[object]], is_known: Callable[[Candidate], bool]) -> None:
+        self._greet, self._is_known = greet, is_known
+        self._tasks: dict[str, asyncio.Task[None]] = {}
+        self._said: dict[str, str] = {}  # the last complaint about each, so that it is told once
+
+    def consider(self, candidate: Candidate) -> None:
+        """An address turned up: greet it, unless that node is known or being greeted."""
+        if candidate.address not in self._tasks and not self._is_known(candidate):
+            task = asyncio.get_running_loop().create_task(self._try(candidate), name=f"greeting {candidate.address}")
+            self._tasks[candidate.address] = task
+            task.add_done_callback(lambda _: self._tasks.pop(candidate.address, None))
+
+    def complain(self, about: str, text: str) -> None:
+        """Warn of a peer's fault, once for each new text."""
+        if LOADING not in text and self._said.get(about) != text:
+            self._said[about] = text
+            log.warning("%s", text)
+
+    async def close(self) -> None:
+        """Greet nobody any more."""
+        tasks = list(self._tasks.values())
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _try(self, candidate: Candidate) -> None:
+        wait_s, longest_s = AGAIN_S
+        while not self._is_known(candidate):
+            try:
+                await self._greet(candidate.address)
+            except PeerError as error:
+                self.complain(candidate.address, f"{candidate.address} (by {candidate.source}): {error}")
+                if candidate.source != "static" and LOADING not in str(error) and wait_s >= longest_s:
+                    return
+            else:
+                return
+            await asyncio.sleep(wait_s * random.uniform(0.5, 1.0))
+            wait_s = min(longest_s, 2 * wait_s)
