@@ -1,16 +1,19 @@
-"""What the transport's tests share: a node that records what it hears, and a TCP proxy that cuts."""
+"""What the transport's tests share: a node that records what it hears, a TCP proxy that cuts, a peer made by hand."""
 
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Awaitable, Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
+import grpc
 import pytest
 
 from shoal.errors import PeerError
 from shoal.link import Slots
 from shoal.transport import Transport
+from shoal.transport.channels import CONTROL, EXCHANGE, Ends
 from shoal.v1 import node_pb2 as pb
+from shoal.v1.node_pb2_grpc import NodeServiceStub
 
 
 class Got(NamedTuple):
@@ -230,3 +233,38 @@ class CuttingProxy:
             await writer.drain()
             if left[0] < 0:
                 return
+
+
+class HandMade:
+    """A peer named "a" made of grpc calls alone: it says Hello, opens streams, and writes what it likes."""
+
+    def __init__(self, to: Node, incarnation: int = 1, node_id: str = "a") -> None:
+        self._to = to
+        self.identity = pb.Identity(node_id=node_id, incarnation=incarnation)
+        self.ends = Ends(node_id, incarnation, to.id, to.identity.incarnation, 1)
+        self.control: Any = None
+        self.exchange: Any = None
+
+    async def __aenter__(self) -> Self:
+        self.channel = grpc.aio.insecure_channel(self._to.identity.address)
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.channel.close()
+
+    async def hello(self) -> pb.Hello:
+        request = pb.HelloRequest(hello=pb.Hello(identity=self.identity, elements=self._to.elements))
+        answer: pb.HelloResponse = await NodeServiceStub(self.channel).Hello(request)
+        return answer.hello
+
+    async def open(self, method: str, ends: Ends | None = None) -> Any:
+        """A stream whose other end has accepted it."""
+        call = self.channel.stream_stream(method)(metadata=(ends or self.ends).metadata())
+        await call.initial_metadata()
+        await call.wait_for_connection()
+        return call
+
+    async def connect(self) -> None:
+        await self.hello()
+        self.control = await self.open(CONTROL)
+        self.exchange = await self.open(EXCHANGE)

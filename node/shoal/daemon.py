@@ -22,7 +22,7 @@ from shoal.child import Child
 from shoal.discovery import Candidate, Discovery
 from shoal.errors import Mismatch, PeerError, SettingsError
 from shoal.fields import parse_address
-from shoal.folder import CHECKPOINT, StateFolder
+from shoal.folder import StateFolder
 from shoal.greeter import LOADING, Greeter
 from shoal.link import Packet
 from shoal.membership import Membership
@@ -160,7 +160,7 @@ class Daemon:
             {
                 "outcome": reason,
                 "exit_code": code,
-                "checkpoint": self.checkpoint,
+                "checkpoint": self.checkpoint or self.trained.get("checkpoint", ""),
                 "began": self.began,
                 "seconds": time.time() - self.began,
                 **status.result(
@@ -177,10 +177,9 @@ class Daemon:
         return code
 
     def _say_goodbye(self, code: int, reason: str) -> None:
-        before = self.folder.path / CHECKPOINT
         if self.checkpoint:
             where = f"checkpoint: {self.checkpoint} (go on with --resume)"
-        elif before.exists():
+        elif before := self.trained.get("checkpoint"):
             where = f"the last checkpoint, from before: {before} (go on with --resume)"
         else:
             where = "no checkpoint was written"
@@ -272,7 +271,7 @@ class Daemon:
             step=t.get("step", 0),
             loss=float("nan") if loss is None else loss,
             right=t.get("right") or 0,
-            total=t.get("total", 0),
+            total=0 if t.get("right") is None else t["total"],  # a task without accuracy counts nobody's rows
             view=self.averaged["view"] if self.averaged else "",
         )
 
@@ -334,7 +333,12 @@ class Daemon:
     def _on_view(self, view: pb.View, model_from: str) -> None:
         purpose = "train" if view.purpose == pb.PURPOSE_TRAIN else "finish"
         members = [m.node_id for m in view.members]
-        what = "training begins" if purpose == "train" else "all are done; forming the mean model"
+        if purpose == "finish":
+            what = "all are done; forming the mean model"
+        elif model_from:
+            what = f"joining the training with the model of {model_from}"
+        else:
+            what = "training goes on" if view.parent else "training begins"
         log.info("view %d of %d members: %s (%s)", view.number, len(members), what, ", ".join(members))
         self.child.channel.send(
             "view",

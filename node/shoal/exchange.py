@@ -22,6 +22,9 @@ from shoal.vector import is_finite
 
 MAX_IN_DOUBT = 4
 """Deltas in doubt that a node holds, each as large as the model, before it answers BUSY."""
+MAX_HELD = 1
+"""Offers that wait here while another is served. A held offer needs no second asking; with more, a node would wait
+behind a slow one although others are free."""
 MAX_RECORDS = 10_000
 """Commits unconfirmed (three numbers each); beyond it the oldest is dropped and counted as lost."""
 
@@ -53,6 +56,16 @@ class _Own:
 
 
 @dataclasses.dataclass(slots=True)
+class _Offer:
+    """An offer that another node has made."""
+
+    peer: PeerId
+    initiator: int
+    seq: int
+    crossed: bool = False  # my own offer to the same peer has become this one
+
+
+@dataclasses.dataclass(slots=True)
 class _Served:
     """The one exchange that this node serves for another."""
 
@@ -60,7 +73,7 @@ class _Served:
     initiator: int
     seq: int
     mine: Tensor  # r
-    crossed: bool  # my own offer to the same peer, turned into this one
+    crossed: bool
     delta: Tensor | None = None  # (s - r) / 2 once s has come; from then on it is promised
     overlapped: bool = False
 
@@ -107,6 +120,7 @@ class Settlement:
         self._last_seq: dict[PeerId, int] = {}
         self._own: _Own | None = None
         self._served: _Served | None = None
+        self._held: list[_Offer] = []
         self._records: dict[tuple[PeerId, int, int], None] = {}  # (peer, my incarnation, seq): committed, unconfirmed
         self._doubts: dict[Doubt, Tensor] = {}
         self._promised: dict[tuple[PeerId, int], int] = {}  # (initiator, its incarnation) -> highest seq promised
@@ -133,6 +147,8 @@ class Settlement:
         seq = self._last_seq.get(peer, 0) + 1
         self._last_seq[peer] = seq
         self._own = _Own(peer, seq)
+        if self.me < peer:  # the peer takes its own waiting offer for part of this one
+            self._held = [offer for offer in self._held if offer.peer != peer]
         self._say(peer, Kind.OFFER, seq)
         return seq
 
@@ -163,6 +179,8 @@ class Settlement:
         """The connection to `peer` broke. Nothing from it will arrive until `up`."""
         if self._own is not None and self._own.peer == peer:
             self._end_own(Outcome.GONE, "connection broke")
+        for offer in [offer for offer in self._held if offer.peer == peer]:
+            self._drop_held(offer, "connection broke")
         if self._served is not None and self._served.peer == peer:
             self._release(Outcome.GONE, "connection broke")
 
@@ -193,11 +211,11 @@ class Settlement:
     @property
     def idle(self) -> bool:
         """Whether nothing is open, in doubt or unconfirmed."""
-        return not (self._own or self._served or self._doubts or self._records)
+        return not (self._own or self._served or self._held or self._doubts or self._records)
 
     def unsettled(self, peers: Container[PeerId]) -> bool:
         """Whether an exchange with one of `peers` is open, in doubt or unconfirmed."""
-        open_with = [e.peer for e in (self._own, self._served) if e is not None]
+        open_with = [e.peer for e in (self._own, self._served, *self._held) if e is not None]
         known = (*open_with, *(d[0] for d in self._doubts), *(r[0] for r in self._records))
         return any(peer in peers for peer in known)
 
@@ -205,34 +223,52 @@ class Settlement:
 
     def _on_offer(self, peer: PeerId, message: Message) -> None:
         own = self._own
-        crossed = own is not None and own.peer == peer and own.mine is None
-        if crossed and self.me < peer:
-            return  # both offered at once: the lower id's offer stands, and the peer sees it the same way
-        accepted, reason = self._may_serve(crossed)
-        if crossed:
-            self._own = None
-        if not accepted:
+        offer = _Offer(peer, message.initiator, message.seq)
+        if own is not None and own.peer == peer and own.mine is None:
+            if self.me < peer:
+                return  # both offered at once: the lower id's offer stands, and the peer sees it the same way
+            offer.crossed, self._own = True, None
+        free, reason = self._may_serve()
+        if free:
+            self._serve(offer)
+        elif len(self._held) < MAX_HELD and self.in_doubt < MAX_IN_DOUBT:
+            self._held.append(offer)
+        else:
             self._say(peer, Kind.BUSY, message.seq, reason=reason)
-            if crossed and own is not None:
+            if offer.crossed:
                 self.tally.busy += 1
-                self._ended(Role.ACTIVE, peer, own.seq, Outcome.BUSY, reason)
-            return
-        mine = self._snapshot()
-        self._served = _Served(peer, message.initiator, message.seq, mine, crossed)
-        if self._own is not None and self._own.mine is not None:
-            self._own.overlapped = self._served.overlapped = True
-        self._say(peer, Kind.ACCEPT, message.seq, vector=mine)
+                self._ended(Role.ACTIVE, peer, message.seq, Outcome.BUSY, reason)
 
-    def _may_serve(self, crossed: bool) -> tuple[bool, str]:
+    def _may_serve(self) -> tuple[bool, str]:
         """One at a time; and at most one while an own snapshot is out: with two averages on one stale snapshot the
         weight on the old self is zero, with more it is negative."""
         if self._served is not None:
             return False, f"serving {self._served.peer}"
-        if len(self._doubts) >= MAX_IN_DOUBT:
-            return False, f"{len(self._doubts)} exchanges in doubt"
-        if not crossed and self._own is not None and self._own.overlapped:
+        if self.in_doubt >= MAX_IN_DOUBT:
+            return False, f"{self.in_doubt} exchanges in doubt"
+        if self._own is not None and self._own.overlapped:
             return False, f"averaging with {self._own.peer}"
         return True, ""
+
+    def _serve(self, offer: _Offer) -> None:
+        mine = self._snapshot()
+        self._served = _Served(offer.peer, offer.initiator, offer.seq, mine, offer.crossed)
+        if self._own is not None and self._own.mine is not None:
+            self._own.overlapped = self._served.overlapped = True
+        self._say(offer.peer, Kind.ACCEPT, offer.seq, vector=mine)
+
+    def _serve_held(self) -> None:
+        """After whatever has made this node free."""
+        while self._held and self._may_serve()[0]:
+            offer, own = self._held.pop(0), self._own
+            if own is not None and own.peer == offer.peer and own.mine is None:
+                offer.crossed, self._own = True, None  # it has ignored that one: its own stands
+            self._serve(offer)
+
+    def _drop_held(self, offer: _Offer, reason: str) -> None:
+        self._held.remove(offer)
+        if offer.crossed:
+            self._ended(Role.ACTIVE, offer.peer, offer.seq, Outcome.GONE, reason)
 
     def _on_values(self, peer: PeerId, message: Message) -> None:
         served = self._served
@@ -255,6 +291,7 @@ class Settlement:
         else:
             self._resolve((peer, message.initiator, message.seq), committed=True)
         self._confirm(peer, message)
+        self._serve_held()
 
     def _confirm(self, peer: PeerId, message: Message) -> None:
         """Say that my half is done; or, if I never promised it in the life that I remember, that it is lost."""
@@ -262,10 +299,13 @@ class Settlement:
         self._send(peer, Message(Kind.CONFIRM, seq=message.seq, initiator=message.initiator, committed=known))
 
     def _on_abort(self, peer: PeerId, message: Message) -> None:
-        served = self._served
+        served, reason = self._served, message.reason or "aborted by its initiator"
+        held = next((o for o in self._held if (o.peer, o.seq) == (peer, message.seq)), None)
         if served is not None and (served.peer, served.seq) == (peer, message.seq):
             served.delta = None  # the initiator has decided: it is not in doubt
-            self._release(Outcome.GONE, message.reason or "aborted by its initiator")
+            self._release(Outcome.GONE, reason)
+        elif held is not None:
+            self._drop_held(held, reason)
         else:
             self._resolve((peer, message.initiator, message.seq), committed=False)
 
@@ -297,6 +337,7 @@ class Settlement:
         self._ended(Role.PASSIVE, served.peer, served.seq, outcome, reason)
         if served.crossed:
             self._ended(Role.ACTIVE, served.peer, served.seq, outcome, reason)
+        self._serve_held()
 
     # --- i, the one who offers and decides ----------------------------------------------------------------------
 
@@ -362,6 +403,7 @@ class Settlement:
         if outcome is Outcome.GONE:
             self.tally.gone += 1
         self._ended(Role.ACTIVE, own.peer, own.seq, outcome, reason)
+        self._serve_held()
 
     def _say(
         self,

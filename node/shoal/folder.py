@@ -11,9 +11,6 @@ from typing import Any
 
 from shoal.errors import SettingsError
 
-CHECKPOINT = "checkpoint.safetensors"
-"""In the state folder, beside the rest; the trainer writes it."""
-
 
 class StateFolder:
     """Held by one daemon at a time. The node id is made once; the incarnation grows with every start."""

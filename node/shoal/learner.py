@@ -91,11 +91,11 @@ class Learner:
 
     @classmethod
     def of_all(cls, learners: Sequence["Learner"]) -> "Learner":
-        """One that evaluates on the samples of all, each counted once."""
+        """One that evaluates on the samples of all; training data that they share counts once."""
         first = learners[0]
-        distinct = {le._train[0].data_ptr(): le for le in learners}.values()
-        parts = [[*le._train, *le._held_out] for le in distinct]
-        data = Data(*(torch.cat(column) for column in zip(*parts, strict=True)))
+        train = {le._train[0].data_ptr(): le._train for le in learners}.values()
+        held_out = [le._held_out for le in learners]
+        data = Data(*(torch.cat(column) for pairs in (train, held_out) for column in zip(*pairs, strict=True)))
         return cls(first.task, data, first.model, batch=1, seed=0, shard=0, device=first.device)
 
     def gradient(self, state: Tensor) -> Gradient:

@@ -3,7 +3,7 @@
 Settling a pairwise average (`exchange.py`), i asks and decides, j answers:
 
     i  OFFER  ->                 may we average?
-       <- BUSY                   no: j serves another already
+       <- BUSY                   no: j serves another and holds one more offer already
        <- ACCEPT + r             yes, and this is j's vector as it is now
        VALUES + s ->             this is i's vector as it is now
        <- READY                  s came whole; j has put its half aside

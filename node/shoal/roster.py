@@ -182,7 +182,7 @@ class Roster:
     # --- sums ---------------------------------------------------------------------------------------------------
 
     def learn(self, identity: Identity, gradients: int) -> None:
-        """Somebody heard that this node had applied so many gradients, in all its lives: a checkpoint holds the count."""
+        """This node has applied so many gradients, in all its lives: a checkpoint holds the count."""
         self._gradients[identity.node_id] = max(gradients, self._gradients.get(identity.node_id, 0))
 
     def gradients(self) -> dict[PeerId, int]:

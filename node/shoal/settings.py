@@ -114,7 +114,7 @@ class Settings:
     )
     partition: str = setting(
         "labels:2",
-        "How a shipped data set is divided: iid, labels:K, dirichlet:ALPHA, quantity:ALPHA, folder.",
+        "How a shipped data set is divided: iid, shared, labels:K, dirichlet:ALPHA, quantity:ALPHA, folder.",
         "run",
     )
     seed: int = setting(

@@ -9,7 +9,7 @@ import dataclasses
 import hashlib
 import random
 from collections import defaultdict, deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -18,7 +18,7 @@ from torch import Tensor
 
 from shoal import virtual_time
 from shoal.data.loading import load_task, local_data
-from shoal.data.task import Place
+from shoal.data.task import Data, Place, Task
 from shoal.errors import MemberLost, SettingsError
 from shoal.learner import Learner, initial_state
 from shoal.messages import CARRIES_VECTOR, Message, PeerId
@@ -338,13 +338,25 @@ def population(settings: Settings, workers: int) -> tuple[list[Learner], list[Te
     task = load_task(s.task)
     model, x0 = initial_state(task, s.seed, torch.device("cpu"))
     learners = []
-    for shard in range(workers):
-        place = Place(shard, workers, s.partition, s.seed, Path(s.data_dir), s.download)
-        learner = Learner(
-            task, local_data(task, place), model, batch=s.batch, seed=s.seed, shard=shard, weight_decay=s.weight_decay
-        )
+    for shard, data in enumerate(_parts(task, s, workers)):
+        learner = Learner(task, data, model, batch=s.batch, seed=s.seed, shard=shard, weight_decay=s.weight_decay)
         learners.append(learner)
     return learners, [x0.clone() for _ in range(workers)]
+
+
+def _parts(task: Task, settings: Settings, workers: int) -> Iterator[Data]:
+    """Each worker's data. What all share is there once, however many they are."""
+    s = settings
+    shared = s.partition == "shared"
+    shards = 1 if shared else workers
+    places = (Place(k, shards, s.partition, s.seed, Path(s.data_dir), s.download) for k in range(shards))
+    if not shared:
+        yield from (local_data(task, place) for place in places)
+        return
+    whole = local_data(task, next(places))
+    for k in range(workers):
+        inputs, targets = whole.held_out_inputs[k::workers], whole.held_out_targets[k::workers]
+        yield dataclasses.replace(whole, held_out_inputs=inputs, held_out_targets=targets)
 
 
 def evaluator(learners: Sequence[Learner]) -> Callable[[Tensor], tuple[float, float | None]]:

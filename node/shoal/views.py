@@ -108,8 +108,11 @@ class Views:
         if self._since is None:
             return None, f"{1 + len(ready)} of {self.min_nodes} nodes are ready and linked"
         late = [m.id for m in live if m not in ready]
-        if late and now - self._since < self.settle_s:
-            return None, f"{late[0]} is known and not ready yet"
+        if now - self._since < self.settle_s:
+            if late:
+                return None, f"{late[0]} is known and not ready yet"
+            if not live:  # a run may be going on, and would be joined; who starts alone brings it an untrained model
+                return None, "nobody else is known yet"
         if ready and ready[0].id < self.roster.me.node_id:
             return None, f"{ready[0].id} has the lowest id and proposes"
         return ready, "enough nodes are ready"

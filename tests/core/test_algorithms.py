@@ -11,6 +11,7 @@ from shoal.algorithms.descent import largest_growth, schedule
 from shoal.errors import SettingsError
 from shoal.settings import ALGORITHMS
 
+COMPOUND = ast.AsyncFunctionDef | ast.For | ast.While | ast.If
 FILES = sorted(Path(shoal.algorithms.__file__).parent.glob("*.py"))
 
 

@@ -72,16 +72,61 @@ def test_gradients_that_land_meanwhile_are_kept() -> None:
     assert b.x.tolist() == [100.5] * 3
 
 
-def test_who_serves_another_answers_busy() -> None:
-    a, b, c = parties("a", "b", "c")
+def hand(source: Party, to: Party) -> None:
+    """The first message that waits at `source`, which is for `to`."""
+    name, message = source.out.popleft()
+    assert name == to.name
+    to.s.received(source.name, message)
+
+
+def test_who_serves_another_holds_one_more_offer_and_answers_the_next_busy() -> None:
+    a, b, c, d = parties("a", "b", "c", "d")
     a.s.offer("b")
     deliver([a, b], until=Kind.ACCEPT)
     c.s.offer("b")
-    deliver([c], until=None) if not c.out else b.s.received("c", c.out.popleft()[1])
+    hand(c, b)
+    assert b.says() == [Kind.ACCEPT]
+    d.s.offer("b")
+    hand(d, b)
     assert b.says() == [Kind.ACCEPT, Kind.BUSY]
+    deliver([a, b, c, d])
+    assert d.ended == [(Role.ACTIVE, "b", Outcome.BUSY)]
+    assert c.ended == [(Role.ACTIVE, "b", Outcome.DONE)]
+    assert sum(p.x[0].item() for p in (a, b, c)) == pytest.approx(3.0)
+
+
+def test_an_offer_that_is_held_ends_with_its_connection_or_its_initiators_word() -> None:
+    for word in ("break", "withdraw"):
+        a, b, c = parties("a", "b", "c")
+        a.s.offer("b")
+        deliver([a, b], until=Kind.ACCEPT)
+        c.s.offer("b")
+        hand(c, b)
+        if word == "break":
+            b.s.down("c")
+            c.s.down("b")
+        else:
+            c.s.withdraw()
+        deliver([a, b, c])
+        assert all(p.s.idle for p in (a, b, c))
+        assert c.x.tolist() == [2.0] * 3
+
+
+@pytest.mark.parametrize("order", ["lower holds", "higher holds"])
+def test_an_own_offer_to_a_peer_whose_offer_is_held_becomes_one_exchange_with_it(order: str) -> None:
+    a, b, c = parties("a", "b", "c")
+    holder, other = (a, b) if order == "lower holds" else (b, a)
+    c.s.offer(holder.name)
+    deliver([c, holder], until=Kind.ACCEPT)
+    other.s.offer(holder.name)
+    hand(other, holder)  # held
+    holder.s.offer(other.name)
     deliver([a, b, c])
-    assert c.ended == [(Role.ACTIVE, "b", Outcome.BUSY)]
-    assert c.x.tolist() == [2.0] * 3
+    assert all(p.s.idle for p in (a, b, c))
+    assert (Role.ACTIVE, holder.name, Outcome.DONE) in other.ended
+    assert (Role.ACTIVE, other.name, Outcome.DONE) in holder.ended
+    assert a.s.tally.active + b.s.tally.active == 1
+    assert sum(p.x[0].item() for p in (a, b, c)) == pytest.approx(3.0)
 
 
 def test_crossing_offers_of_one_pair_become_one_exchange() -> None:
@@ -97,7 +142,7 @@ def test_crossing_offers_of_one_pair_become_one_exchange() -> None:
 
 
 def test_offers_in_a_cycle_do_not_deadlock() -> None:
-    """A -> B -> C -> A, the case that locks cannot survive (algorithms in the style of 1710.06952 use bipartite graphs)."""
+    """A -> B -> C -> A, the case that locks cannot survive (1710.06952 needs a bipartite graph for it)."""
     everyone = parties("a", "b", "c")
     for party, peer in zip(everyone, "bca", strict=True):
         party.s.offer(peer)
@@ -107,7 +152,7 @@ def test_offers_in_a_cycle_do_not_deadlock() -> None:
     assert sum(p.x[0].item() for p in everyone) == pytest.approx(3.0)
 
 
-def test_a_third_average_on_one_stale_snapshot_is_refused() -> None:
+def test_a_third_average_on_one_stale_snapshot_waits() -> None:
     a, b, c, d = parties("a", "b", "c", "d")
     a.s.offer("b")
     deliver([a, b], until=Kind.VALUES)  # a's snapshot is out
@@ -116,7 +161,7 @@ def test_a_third_average_on_one_stale_snapshot_is_refused() -> None:
     deliver([a, c])  # the second average on it: self-weight 0
     d.s.offer("a")
     a.s.received("d", d.out.popleft()[1])
-    assert a.says() == [Kind.BUSY]  # a third would make it negative
+    assert a.says() == []  # a third would make it negative
     a.out.append(held)
     deliver([a, b, c, d])
     assert sum(p.x[0].item() for p in (a, b, c, d)) == pytest.approx(6.0)
@@ -284,7 +329,7 @@ class RandomHistories(RuleBasedStateMachine):
 
     @rule(name=st.sampled_from("abcd"), peer=st.sampled_from("abcd"))
     def hand_over(self, name: str, peer: str) -> None:
-        """The first message on its way from `name` to `peer`: each link keeps its order, links do not wait for others."""
+        """The first message on its way from `name` to `peer`: a link keeps its order and waits for no other."""
         node = self.nodes[name]
         for index, (to, message) in enumerate(node.out):
             if to == peer:

@@ -121,7 +121,7 @@ LARGE = pb.Header(kind=pb.MESSAGE_KIND_ABORT, reason="x" * HEADER_LIMIT)
         ([HEADER, FIRST, SECOND, WRONG_CRC], "expected 00000001 by its trailer"),
         ([*frames(header_of(12), None)], r"vector from node-b has 12 bytes \(3 elements\), expected 8 bytes"),
         ([*frames(header_of(2**62), None)], r"vector from node-b has 4611686018427387904 bytes"),
-        ([*frames(LARGE.SerializeToString(), None)], "header from node-b has 16389 bytes, allowed are 16384"),
+        ([*frames(LARGE.SerializeToString(), None)], r"header from node-b has \d+ bytes, allowed are 16384"),
         ([b""], "frame from node-b holds nothing, expected a header, a chunk or a trailer"),
         ([b"\x22\x01x"], "frame from node-b holds field tag 0x22"),
         ([b"\x0a"], "header from node-b has no length"),

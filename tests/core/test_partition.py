@@ -153,7 +153,7 @@ def test_a_division_that_cannot_fill_every_shard_says_what_to_change(spec: str) 
     "spec", ["", "iid:2", "labels", "labels:0", "labels:-1", "labels:2.5", "dirichlet:0", "dirichlet:x", "quantity:1e9"]
 )
 def test_an_unknown_partition_is_refused_and_the_known_ones_are_named(spec: str) -> None:
-    with pytest.raises(DataError, match=r"known: iid, labels:K .*, dirichlet:ALPHA, quantity:ALPHA .*, folder"):
+    with pytest.raises(DataError, match=r"known: iid, shared, labels:K .*, dirichlet:ALPHA, quantity:ALPHA .*, folder"):
         partition(LABELS, 2, spec, seed=0)
 
 

@@ -1,7 +1,6 @@
-"""Transport over real gRPC on loopback: Hello, connections, messages, and their ends."""
+"""Connections and messages over real gRPC on loopback: how they come, and how they end."""
 
 import asyncio
-import json
 import os
 import random
 import signal
@@ -9,15 +8,9 @@ import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
 
-import grpc
 import pytest
-from grpc_health.v1 import health_pb2, health_pb2_grpc
-from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
-from transport_kit import NewNode, Node, header_of, joined, nodes
+from transport_kit import NewNode, header_of, joined, nodes
 
-from shoal.errors import Mismatch, PeerError, PortInUse, SettingsError
-from shoal.settings import differing_keys
-from shoal.transport import dialler
 from shoal.transport.frames import CHUNK_BYTES
 from shoal.v1 import node_pb2 as pb
 
@@ -50,114 +43,6 @@ async def echoing_child(incarnation: int, address: str) -> asyncio.subprocess.Pr
 async def node(caplog: pytest.LogCaptureFixture) -> AsyncIterator[NewNode]:
     async with nodes(caplog) as make:
         yield make
-
-
-class TestHello:
-    async def test_each_side_learns_the_others_hello(self, node: NewNode) -> None:
-        judged: list[str] = []
-        a, b = (
-            await node("a", elements=3),
-            await node("b", elements=3, judge=lambda h: judged.append(h.identity.address)),
-        )
-        hello = await a.transport.greet(b.identity.address)
-        assert hello == b.hello()
-        assert judged == [a.identity.address]
-
-    async def test_a_refusal_names_the_keys_that_differ_on_both_sides(self, node: NewNode) -> None:
-        def judge(hello: pb.Hello) -> str | None:
-            keys = differing_keys({"lr": 0.1, "batch": 16}, json.loads(hello.run_document))
-            return "run settings differ: " + "; ".join(keys) if keys else None
-
-        a = await node("a", document='{"lr": 0.2, "batch": 16}')
-        b = await node("b", judge=judge)
-        with pytest.raises(
-            Mismatch, match=r"127\.0\.0\.1:\d+ refuses: run settings differ: lr: ours 0\.1, theirs 0\.2$"
-        ):
-            await a.transport.greet(b.identity.address)
-        peer, error = await b.heard.refusals.get()
-        assert peer == "a"
-        assert "lr: ours 0.1, theirs 0.2" in str(error)
-
-    async def test_the_caller_judges_the_answer_too(self, node: NewNode) -> None:
-        a, b = await node("a", judge=lambda hello: "shoal: ours x, theirs y"), await node("b")
-        with pytest.raises(Mismatch, match=r"b at 127\.0\.0\.1:\d+ does not fit: shoal: ours x, theirs y"):
-            await a.transport.greet(b.identity.address)
-
-    async def test_a_very_long_reason_still_arrives(self, node: NewNode) -> None:
-        a, b = await node("a"), await node("b", judge=lambda hello: "é" * 10_000)
-        with pytest.raises(Mismatch, match="é" * 600):
-            await a.transport.greet(b.identity.address)
-
-    async def test_a_port_without_listener_is_an_error_that_names_it(self, node: NewNode) -> None:
-        a, b = await node("a"), await node("b")
-        address = b.identity.address
-        await b.close()
-        with pytest.raises(PeerError, match=f"no Hello from {address}"):
-            await a.transport.greet(address)
-
-    async def test_a_listener_that_never_answers_costs_a_bounded_time(
-        self, node: NewNode, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        monkeypatch.setattr(dialler, "HELLO_TIMEOUT_S", 0.1)
-        a = await node("a")
-        silent = await asyncio.start_server(lambda reader, writer: writer.close(), "127.0.0.1", 0)
-        host, port = silent.sockets[0].getsockname()
-        with pytest.raises(PeerError, match=f"no Hello from {host}:{port}"):
-            await a.transport.greet(f"{host}:{port}")
-        silent.close()
-
-    @pytest.mark.parametrize("address", ["", "nowhere", "host:port", "unix:/tmp/socket", "127.0.0.1:99999"])
-    async def test_what_is_no_address_is_an_error_that_quotes_it(self, node: NewNode, address: str) -> None:
-        a = await node("a")
-        with pytest.raises(PeerError, match="must be HOST:PORT"):
-            await a.transport.greet(address)
-
-    async def test_a_node_that_hears_itself_refuses_without_an_alarm(self, node: NewNode) -> None:
-        a = await node("a")
-        with pytest.raises(Mismatch, match="a is this node itself"):
-            await a.transport.greet(a.identity.address)
-        assert a.heard.refusals.empty()
-
-    async def test_a_copied_state_folder_is_found_out(self, node: NewNode) -> None:
-        a, twin = await node("a", incarnation=1), await node("a", incarnation=2)
-        with pytest.raises(Mismatch, match="two nodes have the id a: one runs on a copy of the other's state folder"):
-            await twin.transport.greet(a.identity.address)
-
-    async def test_an_incarnation_that_is_over_is_refused(self, node: NewNode) -> None:
-        old, new, b = await node("a", incarnation=1), await node("a", incarnation=2), await node("b")
-        await new.transport.greet(b.identity.address)
-        with pytest.raises(Mismatch, match="a is incarnation 1, but 2 was here already"):
-            await old.transport.greet(b.identity.address)
-
-    @pytest.mark.parametrize("node_id", ["", "a/1", "a b", "é-123456", "x" * 129])
-    async def test_a_node_id_that_could_not_travel_is_refused(self, node: NewNode, node_id: str) -> None:
-        a, b = await node(node_id), await node("b")
-        with pytest.raises(Mismatch, match=r"node id .* must be"):
-            await a.transport.greet(b.identity.address)
-
-
-class TestListening:
-    async def test_a_port_in_use_is_an_error_with_a_remedy(self, node: NewNode) -> None:
-        a = await node("a")
-        with pytest.raises(PortInUse, match=f"listens on {a.identity.address} already; .* another port"):
-            await Node("b").transport.listen(a.identity.address)
-
-    @pytest.mark.parametrize("address", ["192.0.2.1:0", "no.such.host.invalid:0", "nonsense"])
-    async def test_an_address_that_is_not_ours_is_a_settings_error(self, address: str) -> None:
-        with pytest.raises(SettingsError, match=address):
-            await Node("b").transport.listen(address)
-
-    async def test_health_and_reflection_answer(self, node: NewNode) -> None:
-        a = await node("a")
-        async with grpc.aio.insecure_channel(a.identity.address) as channel:
-            stub = health_pb2_grpc.HealthStub(channel)
-            for service in ("", "shoal.v1.NodeService"):
-                answer = await stub.Check(health_pb2.HealthCheckRequest(service=service))
-                assert answer.status == health_pb2.HealthCheckResponse.SERVING
-            request = reflection_pb2.ServerReflectionRequest(list_services="")
-            info = reflection_pb2_grpc.ServerReflectionStub(channel).ServerReflectionInfo(iter([request]))
-            names = {service.name async for reply in info for service in reply.list_services_response.service}
-        assert names >= {"shoal.v1.NodeService", "grpc.health.v1.Health"}
 
 
 class TestMessages:

@@ -1,4 +1,4 @@
-"""Transport under cuts, bad frames, strangers and slow readers, over real gRPC on loopback."""
+"""Transport under bad frames, cuts and slow readers, over real gRPC on loopback."""
 
 import asyncio
 import itertools
@@ -6,15 +6,14 @@ import math
 import random
 import zlib
 from collections.abc import AsyncIterator, Callable
-from typing import Any, Self
+from typing import Any
 
 import grpc
 import pytest
-from transport_kit import CuttingProxy, NewNode, Node, header_of, joined, nodes
+from transport_kit import CuttingProxy, HandMade, NewNode, Node, header_of, joined, nodes
 
 from shoal.errors import BadFrame
-from shoal.transport import connection, server
-from shoal.transport.channels import CONTROL, EXCHANGE, Ends
+from shoal.transport import connection
 from shoal.transport.frames import CHUNK_BYTES, frames
 from shoal.v1 import node_pb2 as pb
 from shoal.v1.node_pb2_grpc import NodeServiceStub
@@ -28,41 +27,6 @@ CHUNK_ELEMENTS = CHUNK_BYTES // 4
 async def node(caplog: pytest.LogCaptureFixture) -> AsyncIterator[NewNode]:
     async with nodes(caplog) as make:
         yield make
-
-
-class HandMade:
-    """A peer named "a" made of grpc calls alone: it says Hello, opens streams, and writes what it likes."""
-
-    def __init__(self, to: Node, incarnation: int = 1, node_id: str = "a") -> None:
-        self._to = to
-        self.identity = pb.Identity(node_id=node_id, incarnation=incarnation)
-        self.ends = Ends(node_id, incarnation, to.id, to.identity.incarnation, 1)
-        self.control: Any = None
-        self.exchange: Any = None
-
-    async def __aenter__(self) -> Self:
-        self.channel = grpc.aio.insecure_channel(self._to.identity.address)
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        await self.channel.close()
-
-    async def hello(self) -> pb.Hello:
-        request = pb.HelloRequest(hello=pb.Hello(identity=self.identity, elements=self._to.elements))
-        answer: pb.HelloResponse = await NodeServiceStub(self.channel).Hello(request)
-        return answer.hello
-
-    async def open(self, method: str, ends: Ends | None = None) -> Any:
-        """A stream whose other end has accepted it."""
-        call = self.channel.stream_stream(method)(metadata=(ends or self.ends).metadata())
-        await call.initial_metadata()
-        await call.wait_for_connection()
-        return call
-
-    async def connect(self) -> None:
-        await self.hello()
-        self.control = await self.open(CONTROL)
-        self.exchange = await self.open(EXCHANGE)
 
 
 async def status(call: Any) -> tuple[grpc.StatusCode, str]:
@@ -152,95 +116,6 @@ class TestBadFrames:
             with pytest.raises(grpc.RpcError, match="not a HelloRequest"):
                 await channel.unary_unary("/shoal.v1.NodeService/Hello")(b"\xff\xff")
         assert "is none" in str((await b.heard.refusals.get())[1])
-
-
-class TestStrangers:
-    @pytest.mark.parametrize("method", [CONTROL, EXCHANGE])
-    async def test_streams_without_a_hello_are_refused(self, node: NewNode, method: str) -> None:
-        b = await node("b")
-        async with HandMade(b) as a:
-            with pytest.raises(grpc.RpcError, match="'a' has not said Hello to b, or was refused"):
-                await a.open(method)
-
-    async def test_streams_after_a_refusal_are_refused(self, node: NewNode) -> None:
-        b = await node("b", judge=lambda hello: "not you")
-        async with HandMade(b) as a:
-            with pytest.raises(grpc.RpcError, match="not you"):
-                await a.hello()
-            with pytest.raises(grpc.RpcError, match="was refused"):
-                await a.open(CONTROL)
-
-    @pytest.mark.parametrize(
-        ("ends", "complaint"),
-        [
-            (Ends("a", 2, "b", 1, 1), "a said Hello as incarnation 1, this is 2"),
-            (Ends("a", 1, "b", 7, 1), "this is b, incarnation 1"),
-            (Ends("a", 1, "c", 1, 1), "this is b, incarnation 1"),
-            (Ends("z", 1, "b", 1, 1), "'z' has not said Hello"),
-            (Ends("", 1, "b", 1, 1), "metadata does not say which connection this is"),
-            (Ends("a", 10**30, "b", 1, 1), "metadata does not say which connection this is"),
-        ],
-    )
-    async def test_metadata_that_does_not_fit_the_hello_is_refused(
-        self, node: NewNode, ends: Ends, complaint: str
-    ) -> None:
-        b = await node("b")
-        async with HandMade(b) as a:
-            await a.hello()
-            with pytest.raises(grpc.RpcError, match=complaint):
-                await a.open(CONTROL, ends)
-
-    async def test_streams_without_metadata_are_refused(self, node: NewNode) -> None:
-        b = await node("b")
-        async with grpc.aio.insecure_channel(b.identity.address) as channel:
-            call = channel.stream_stream(CONTROL)()
-            assert (await call.code()) is grpc.StatusCode.INVALID_ARGUMENT
-
-    async def test_a_higher_id_waits_to_be_dialled(self, node: NewNode) -> None:
-        b = await node("b")
-        async with HandMade(b, node_id="c") as c:
-            await c.hello()
-            with pytest.raises(grpc.RpcError, match="b opens the streams to c: the lower node id does"):
-                await c.open(CONTROL)
-
-    async def test_both_streams_must_belong_to_one_connection(self, node: NewNode) -> None:
-        b = await node("b")
-        async with HandMade(b) as a:
-            await a.hello()
-            with pytest.raises(grpc.RpcError, match="open Control first"):
-                await a.open(EXCHANGE)
-            await a.open(CONTROL)
-            with pytest.raises(grpc.RpcError, match="open Control first, with the same metadata"):
-                await a.open(EXCHANGE, a.ends._replace(number=2))
-            with pytest.raises(grpc.RpcError, match="connection 1 has its Control stream"):
-                await a.open(CONTROL)
-            await a.open(EXCHANGE)
-            await b.up()
-
-    async def test_a_control_stream_alone_does_not_wait_for_ever(
-        self, node: NewNode, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        monkeypatch.setattr(server, "PAIR_TIMEOUT_S", 0.05)
-        b = await node("b")
-        async with HandMade(b) as a:
-            await a.hello()
-            control = await a.open(CONTROL)
-            assert await status(control) == (
-                grpc.StatusCode.DEADLINE_EXCEEDED,
-                "no Exchange stream came within 0.05 s of Control",
-            )
-        assert b.heard.ups.empty()
-
-    async def test_a_second_connection_of_one_peer_takes_the_place_of_the_first(self, node: NewNode) -> None:
-        b = await node("b")
-        async with HandMade(b) as first, HandMade(b) as second:
-            await first.connect()
-            second.ends = first.ends._replace(number=2)
-            await second.connect()
-            assert await status(first.exchange) == (grpc.StatusCode.ABORTED, "replaced by a new connection")
-        await b.heard.downs.get()
-        await b.heard.downs.get()
-        assert [what for what, _, _ in b.heard.history] == ["up", "down", "up", "down"]
 
 
 async def test_any_protobuf_client_can_talk_to_a_node(node: NewNode) -> None:

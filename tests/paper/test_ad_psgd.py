@@ -35,7 +35,7 @@ def test_averaged_with_others_the_mean_model_learns_all_labels() -> None:
 
 
 def test_on_iid_data_its_loss_is_that_of_synchronous_sgd() -> None:
-    """Section 5: epoch for epoch the curves of AD-PSGD and AllReduce-SGD overlap (the table's numbers are unverified)."""
+    """Section 5: epoch for epoch the curves of AD-PSGD and AllReduce-SGD overlap (its table is unverified here)."""
     for seed in range(2):
         common = {"lr": 0.2, "rounds": 1000, "seed": seed, "partition": "iid"}
         together = train(5, Scenario(jitter=0.2, vector_s=0.002), algorithm="ad-psgd", **common)
@@ -43,8 +43,8 @@ def test_on_iid_data_its_loss_is_that_of_synchronous_sgd() -> None:
 
 
 def test_its_fixed_point_weighs_each_worker_by_its_speed() -> None:
-    """The problem the paper states is min sum_i p_i f_i with p_i the part of the updates that worker i makes. So on data
-    that differs a slow worker counts less: with five of ten workers ten times slower, the mean model settles where the
+    """The problem the paper states is min sum_i p_i f_i with p_i the part of the updates that worker i makes. So on
+    data that differs a slow worker counts less: with five of ten workers ten times slower, the mean settles where the
     speeds say, not where the data say."""
     common = {"algorithm": "ad-psgd", "lr": 0.01, "rounds": 600, "batch": 64, "partition": "labels:1"}
     slowness = 10.0

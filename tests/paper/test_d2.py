@@ -1,4 +1,4 @@
-"""D2 (1803.07068): algorithm 1, its condition on W in `test_mixing_conditions.py`, and its experiment on unshuffled data.
+"""D2 (1803.07068): algorithm 1, its condition on W in `test_mixing_conditions.py`, its experiment on unshuffled data.
 
 The paper trains LeNet on CIFAR-10 with five workers on a ring, two classes each, and shows loss curves: D2 lies on
 centralised SGD, D-PSGD above it; shuffled, all three overlap. Here the same on real handwritten digits.
@@ -24,7 +24,7 @@ def test_on_a_complete_graph_it_is_sgd_on_the_mean_gradient() -> None:
 
 @pytest.mark.parametrize("lazy", ["always", "never"])
 def test_the_form_in_gradient_units_is_the_papers_recursion(lazy: str) -> None:
-    """x^{t+1} = W(2 x^t - x^{t-1} - lr g^t + lr g^{t-1}), first step W(x - lr g): the same trajectory for constant lr."""
+    """x^{t+1} = W(2 x^t - x^{t-1} - lr g^t + lr g^{t-1}), first step W(x - lr g)."""
     settings = {"algorithm": "d2", "topology": "ring", "lazy": lazy, "lr": 0.2, "seed": 3}
     ours = quadratic(5, rounds=12, **settings)
     assert ours.runtimes[0].mixing is not None
@@ -47,7 +47,7 @@ def test_the_corrections_of_all_workers_sum_to_zero() -> None:
 
 
 def test_the_corrections_tend_to_the_local_gradients_and_so_the_error_vanishes() -> None:
-    """No term in zeta: without gradient noise D2 reaches the optimum of the sum though every node's own lies elsewhere."""
+    """No term in zeta: without gradient noise D2 reaches the common optimum though each node's own lies elsewhere."""
     settings = {"topology": "ring", "rounds": 400, "lr": 0.2, "batch": 10_000, "partition": "quantity:0.5"}
     exact, biased = (quadratic(5, algorithm=a, **settings) for a in ("d2", "d-psgd"))
     d2_spread, d_psgd_spread = exact.curve[-1].spread, biased.curve[-1].spread

@@ -216,10 +216,24 @@ def test_five_nodes_start_in_one_view_of_the_lowest_id(synchronous: bool) -> Non
     assert all(len(node.all(Installed)) == 1 for node in net.nodes.values())
 
 
-def test_a_node_alone_is_a_view_of_one() -> None:
+def test_a_node_alone_looks_around_and_is_a_view_of_one() -> None:
     net = shoal("a")
-    net.run(TICK_S)
+    net.run(0.5)
+    assert net.nodes["a"].view is None
+    assert net.nodes["a"].members.waiting == "nobody else is known yet"
+    net.run(1)
     assert net.nodes["a"].ids == "a"
+
+
+def test_a_node_that_may_start_alone_joins_the_run_that_it_finds_in_time() -> None:
+    net = training("a", min_nodes=1)
+    net.add("b")
+    net.run(0.5)
+    net.link("ab")
+    assert net.run(5, until=lambda: net.in_view("ab"))
+    (installed,) = net.nodes["b"].all(Installed)
+    assert isinstance(installed, Installed)
+    assert installed.model_from == "a"
 
 
 def test_nothing_starts_below_min_nodes_and_the_reason_says_how_many_there_are() -> None:

@@ -183,6 +183,6 @@ def _row(row: Any, name: str, run: dict[str, Any], settings: Settings) -> Any:
         results[0]["loss"],
         curve,
         gradients * settings.batch,
-        run["seconds"],
-        megabytes,
+        seconds=run["seconds"],
+        megabytes=megabytes,
     )

@@ -24,10 +24,11 @@ BY_LABEL = ("labels", "dirichlet")
 
 
 def partition(labels: Labels, shards: int, spec: str, seed: int) -> list[Indices]:
-    """Divide the samples 0..N-1 among `shards`; every shard gets at least one, no two share any.
+    """Divide the samples 0..N-1 among `shards`; every shard gets at least one, no two share any (but for `shared`).
 
     labels: (N,) class of each sample. spec: one of
         iid               all of it, shuffled, in equal parts
+        shared            all of it for every shard, which draws from it with replacement: many shards, few samples
         labels:K          shard i holds K labels, the (iK)th to (iK+K-1)th of the C that occur, counted round; a label
                           of several shards is dealt out among them, one of no shard is left out (see `left_out`)
         dirichlet:ALPHA   each label is divided in proportions drawn from a symmetric Dirichlet(ALPHA) over the shards
@@ -40,6 +41,8 @@ def partition(labels: Labels, shards: int, spec: str, seed: int) -> list[Indices
     """
     kind, value = parse(spec)
     n = len(labels)
+    if kind == "shared":
+        return [np.arange(n, dtype=np.int64)] * shards
     if shards > n:
         raise DataError(f"partition {spec}: {n} samples cannot give each of {shards} shards at least one")
     rng = RandomState([seed & 0xFFFFFFFF, seed >> 32])
@@ -57,7 +60,7 @@ def partition(labels: Labels, shards: int, spec: str, seed: int) -> list[Indices
 
 def parse(spec: str) -> tuple[str, float]:
     """(kind, K or ALPHA; 0 where there is none). Raises DataError, naming the known ones."""
-    if spec in ("iid", "folder"):
+    if spec in ("iid", "shared", "folder"):
         return spec, 0.0
     whole = re.fullmatch(r"labels:(\d{1,6})", spec)
     real = re.fullmatch(r"(dirichlet|quantity):(\d*\.?\d+(?:e-?\d{1,3})?)", spec)
@@ -66,7 +69,7 @@ def parse(spec: str) -> tuple[str, float]:
     if real and 0 < float(real[2]) <= 1e6:
         return real[1], float(real[2])
     raise DataError(
-        f"unknown partition {spec!r}; known: iid, labels:K (K >= 1), dirichlet:ALPHA, quantity:ALPHA"
+        f"unknown partition {spec!r}; known: iid, shared, labels:K (K >= 1), dirichlet:ALPHA, quantity:ALPHA"
         " (0 < ALPHA <= 1e6), folder"
     )
 

@@ -63,7 +63,7 @@ class Place:
 
     shard: int  # this node is number `shard` of `shards`, from 0
     shards: int
-    partition: str  # iid, labels:K, dirichlet:ALPHA, quantity:ALPHA, folder
+    partition: str  # iid, shared, labels:K, dirichlet:ALPHA, quantity:ALPHA, folder
     seed: int
     data_dir: Path
     download: bool
@@ -86,6 +86,9 @@ class Place:
         """`split` for a data set that brings its own test samples."""
         if self.partition == "folder":
             raise DataError("partition folder: this task divides a data set that every node has; take iid or labels:K")
+        dealt = slice(self.shard, None, self.shards)
+        if self.partition == "shared":
+            return Data(inputs, targets, test_inputs[dealt].clone(), test_targets[dealt].clone())
         labels = self._labels(targets)
         parts = partition(labels, self.shards, self.partition, self.seed)
         missing = left_out(labels, parts)
@@ -93,7 +96,6 @@ class Place:
             held_by = f"partition {self.partition} over {self.shards} shards"
             log.warning("%s: no node holds label %s, so none learns it", held_by, ", ".join(map(str, missing)))
         mine = torch.from_numpy(parts[self.shard])
-        dealt = slice(self.shard, None, self.shards)
         return Data(inputs[mine], targets[mine], test_inputs[dealt].clone(), test_targets[dealt].clone())
 
     def own(self, inputs: Tensor, targets: Tensor, *, held_out: float = 0.2) -> Data:

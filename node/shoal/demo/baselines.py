@@ -18,6 +18,7 @@ class Row:
     loss: float  # on held-out data
     curve: list[Point]  # with samples in the place of gradients
     samples: int
+    train_loss: float | None = None  # of the mean model, on all the data it was trained on
     seconds: float | None = None
     megabytes: float | None = None
 
@@ -53,4 +54,5 @@ def _run(name: str, settings: Settings, learners: list[Learner], states: list[Te
     every = max(1, settings.total_gradients(len(learners)) // 40)
     result = simulate(settings, Scenario(), learners, states, evaluate=held_out, evaluate_every=every)
     curve = [dataclasses.replace(point, gradients=point.gradients * settings.batch) for point in result.curve]
-    return Row(name, curve[-1].accuracy or 0.0, curve[-1].loss, curve, curve[-1].gradients)
+    train = Learner.of_all(learners).evaluate(result.mean, held_out=False).loss
+    return Row(name, curve[-1].accuracy or 0.0, curve[-1].loss, curve, curve[-1].gradients, train)

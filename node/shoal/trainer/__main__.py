@@ -1,6 +1,7 @@
 """`python -m shoal.trainer CONTROL_FD MEMORY_FD`: started by the daemon, and of no use to anybody else."""
 
 import asyncio
+import os
 import signal
 import socket
 import sys
@@ -31,5 +32,8 @@ async def main(control_fd: int, memory_fd: int) -> None:
 
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the daemon decides
+    for number in (signal.SIGINT, signal.SIGTERM):  # service managers send it to every process; the daemon decides
+        signal.signal(number, signal.SIG_IGN)
     asyncio.run(main(int(sys.argv[1]), int(sys.argv[2])))
+    sys.stderr.flush()
+    os._exit(0)  # a gradient that is still being computed must not keep the process

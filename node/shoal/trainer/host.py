@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 import torch
 
 from shoal import wire
+from shoal.checkpoint import Checkpoint
 from shoal.data.loading import load_task, local_data, task_document
 from shoal.data.task import Place
 from shoal.errors import BadFrame, Diverged, PeerError, SettingsError, ShoalError
@@ -68,6 +69,7 @@ class TrainerHost:
         self._work: asyncio.Task[None] | None = None  # the algorithm, later the forming of the mean
         self._beside: set[asyncio.Task[None]] = set()
         self._counts = Counts.nothing()
+        self._sound = True  # the model is worth a checkpoint
 
     # --- runtime.Host -------------------------------------------------------------------------------------------
 
@@ -114,13 +116,14 @@ class TrainerHost:
                 f"try a step size below --lr {s.lr}"
             )
         self.history.write("step", step=runtime.steps, loss=runtime.last_loss, gradients=runtime.gradients)
+        self.keeper.mark()
         if s.checkpoint_every and runtime.steps % s.checkpoint_every == 0:
-            self._spawn(self._save(), "checkpoint")
+            self._spawn(self._save(self.keeper.snapshot()), "checkpoint")
         if s.eval_every and runtime.steps % s.eval_every == 0:
             self._spawn(self._evaluate(), "evaluation")
 
-    async def _save(self) -> None:
-        await self.keeper.save()
+    async def _save(self, checkpoint: Checkpoint) -> None:
+        await self.keeper.save(checkpoint)
 
     async def _evaluate(self) -> None:
         state, step = self.runtime.state.clone(), self.runtime.steps
@@ -196,8 +199,9 @@ class TrainerHost:
                 self.runtime.received(peer, message)
         except PeerError as error:
             if self.settings.synchronous:
-                raise  # its post would not get better by being repeated
-            self.channel.send("refused", peer=peer, conn=conn, reason=str(error))
+                self._failed(error)  # its post would not get better by being repeated
+            else:
+                self.channel.send("refused", peer=peer, conn=conn, reason=str(error))
         finally:
             if slot >= 0:
                 self.channel.send("free", slot=slot)
@@ -245,7 +249,7 @@ class TrainerHost:
         )
 
     async def _stop(self) -> None:
-        """Settle what is open, for a moment; then write the checkpoint."""
+        """Settle what is open, for a moment; then write the checkpoint, unless there is nothing worth it."""
         if self._work is not None:
             self._work.cancel()
         self.runtime.settlement.withdraw()
@@ -257,7 +261,8 @@ class TrainerHost:
                     break
                 if packet.kind != "view":
                     self._on_packet(packet)
-        self.channel.send("stopped", checkpoint=await self.keeper.save())
+        worth = self._sound and self.runtime.view is not None
+        self.channel.send("stopped", checkpoint=await self.keeper.save(self.keeper.snapshot()) if worth else "")
 
     # --- own tasks and status -----------------------------------------------------------------------------------
 
@@ -270,7 +275,12 @@ class TrainerHost:
     def _ended(self, task: "asyncio.Task[None]") -> None:
         self._beside.discard(task)
         if not task.cancelled() and (error := task.exception()) is not None:
-            report_failure(self.channel, error)
+            self._failed(error)
+
+    def _failed(self, error: BaseException) -> None:
+        """Tell the daemon, which will say stop."""
+        self._sound = self._sound and not isinstance(error, Diverged)
+        report_failure(self.channel, error)
 
     def _alarm(self, text: str) -> None:
         self.channel.send("event", level="error", text=text)
@@ -302,6 +312,7 @@ class TrainerHost:
             exchange_seconds=runtime.take_durations(),
             waits=runtime.waits(),
             saved_at=self.keeper.saved_at,
+            checkpoint=self.keeper.saved,
             save_failures=self.keeper.failures,
         )
 

@@ -11,11 +11,11 @@ import torch
 from torch import Tensor
 
 from shoal.checkpoint import Checkpoint, read, write, write_model
-from shoal.folder import CHECKPOINT
 from shoal.history import History
 from shoal.learner import Counts
 from shoal.runtime import Runtime
 from shoal.settings import Settings
+from shoal.vector import is_finite
 
 
 class Keeper:
@@ -32,18 +32,21 @@ class Keeper:
     ) -> None:
         self.settings, self.runtime, self.task_document, self.history = settings, runtime, task_document, history
         self.folder = Path(settings.state_dir)
-        self.checkpoint_path = self.folder / CHECKPOINT
+        self.checkpoint_path = self.folder / "checkpoint.safetensors"
         self.incarnation = incarnation
         self.saved_at: float | None = None
+        self.saved = ""  # path of the checkpoint to go on from, once there is one of this run
         self.failures = 0
         self._alarm = alarm
         self._best = (-math.inf, -math.inf)
+        self.mark()
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="files")
 
     def resume(self) -> None:
         """Put the worker where its checkpoint was. Raises CheckpointError."""
         run = self.settings.run_document()
         saved = read(self.checkpoint_path, task_document=self.task_document, run_document=run)
+        self.saved = str(self.checkpoint_path)
         runtime, device = self.runtime, self.runtime.state.device
         runtime.state.copy_(saved.state)
         runtime.gradients, runtime.steps, runtime.round = saved.gradients, saved.step, saved.round
@@ -56,16 +59,21 @@ class Keeper:
         runtime.memory = kept
         runtime.settlement.restore(saved.settlement, doubts)
         runtime.learner.restore_rng(saved.memory["batches"])
+        self.mark()
         version, internal, gauss = saved.rng["algorithm"]
         runtime.rng.setstate((version, tuple(internal), gauss))
         self.history.write("event", what="resumed", step=saved.step, gradients=saved.gradients)
 
+    def mark(self) -> None:
+        """A step is done. A batch that is drawn from now on belongs to the next, and is drawn again after a resume."""
+        self._drawn = self.runtime.learner.rng_state()
+
     def snapshot(self) -> Checkpoint:
-        """Everything that goes into a checkpoint, at a moment between two steps."""
+        """Everything that goes into a checkpoint, as it was after the last whole step."""
         runtime = self.runtime
         settlement, doubts = runtime.settlement.export()
         version, internal, gauss = runtime.rng.getstate()
-        tensors = {**runtime.memory, **doubts, "batches": runtime.learner.rng_state()}
+        tensors = {**runtime.memory, **doubts, "batches": self._drawn}
         return Checkpoint(
             task_document=self.task_document,
             run_document=self.settings.run_document(),
@@ -80,18 +88,20 @@ class Keeper:
             settlement=settlement,
         )
 
-    async def save(self) -> str:
-        """Write a checkpoint; returns its path, or "" after raising the alarm (a full disk is no reason to stop)."""
-        checkpoint = self.snapshot()
+    async def save(self, checkpoint: Checkpoint) -> str:
+        """Write it; returns its path, or "" after raising the alarm (a full disk is no reason to stop)."""
+        if not is_finite(checkpoint.state):
+            self._alarm("the model is not finite: no checkpoint is written, the one from before stays")
+            return ""
         try:
             await self._in_thread(lambda: write(self.checkpoint_path, checkpoint))
         except OSError as error:
             self.failures += 1
             self._alarm(f"cannot write {self.checkpoint_path}: {error}")
             return ""
-        self.saved_at = checkpoint.saved_at
+        self.saved_at, self.saved = checkpoint.saved_at, str(self.checkpoint_path)
         self.history.write("event", what="checkpoint", step=checkpoint.step)
-        return str(self.checkpoint_path)
+        return self.saved
 
     async def judge(self, state: Tensor, step: int, counts: Counts) -> None:
         """Keep `state` as the best model if its held-out accuracy, then its loss, is the best so far."""

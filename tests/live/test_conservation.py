@@ -1,0 +1,195 @@
+"""500 averages among node processes that drift apart, over gRPC through proxies that cut: the sum of the models is kept.
+
+Each node starts from a vector of its own, by way of a checkpoint, and moves along a direction of its own. All that they
+say to each other passes a proxy, which reads along and cuts inside messages. `scenarios/test_conservation.py` is the
+same in virtual time.
+"""
+
+import asyncio
+import collections
+import contextlib
+import dataclasses
+import random
+import signal
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import drift_task
+import pytest
+import torch
+from drift_task import D, Drift, direction
+from nodes_kit import Shoal, mean_model, shoal_in
+from shears import Proxy, Shears
+from torch import Tensor
+
+from shoal.checkpoint import Checkpoint, read, write
+from shoal.data.loading import task_document
+from shoal.demo.fleet import NodeProcess
+from shoal.settings import Settings
+from shoal.vector import FlatModel
+
+pytestmark = pytest.mark.live
+
+N = 3
+LR = 2.0**-7  # with drifts in 64ths, each step is exact in float32
+CHECKPOINT = "checkpoint.safetensors"
+DECIDING = ("ACCEPT chunk", "VALUES chunk", "READY", "COMMIT", "CONFIRM")
+"""The last chunks of both vectors, then what is lost before the promise, before the commit and before the confirm."""
+
+Average = tuple[str, str, int]
+"""(initiator, its peer, number)."""
+
+
+# --- the nodes ------------------------------------------------------------------------------------------------------
+
+
+class Drifting:
+    """Nodes node-1 ... that know each other by their proxies alone, each with a model of its own to begin with."""
+
+    def __init__(self, shoal: Shoal, settings: Settings, shears: Shears) -> None:
+        self.shoal, self.settings, self.shears = shoal, settings, shears
+        generator = torch.Generator().manual_seed(settings.seed)
+        self.x0 = torch.randn(N, D, generator=generator) * 3
+        self._nodes: list[dict[str, Any]] = []
+        self._proxies = [Proxy(shears) for _ in range(N)]
+
+    async def prepare(self, stack: contextlib.AsyncExitStack) -> None:
+        """Proxies that serve, and checkpoints to begin from."""
+        addresses = [await stack.enter_async_context(proxy.serving()) for proxy in self._proxies]
+        for shard, mine in enumerate(addresses):
+            name = f"node-{shard + 1}"
+            others = ",".join(address for address in addresses if address != mine)
+            self._nodes.append({"name": name, "shard": f"{shard}/{N}", "advertise": mine, "peers": others})
+            write(self.shoal.folder / name / CHECKPOINT, begun(name, self.settings, self.x0[shard]))
+
+    async def run(self) -> list[NodeProcess]:
+        """Starts all; they go on from their checkpoints."""
+        self.shoal.nodes.clear()
+        for node, proxy in zip(self._nodes, self._proxies, strict=True):
+            process = await asyncio.to_thread(self.shoal.start, min_nodes=N, resume=True, **node)
+            proxy.target = lambda process=process: (process.facts() or {}).get("address")
+        return self.shoal.nodes
+
+    async def codes(self) -> list[int]:
+        """Exit codes of all, once they have ended."""
+        return await asyncio.to_thread(self.shoal.codes)
+
+
+@contextlib.asynccontextmanager
+async def drifting(folder: Path, *, rounds: int, seed: int) -> AsyncIterator[Drifting]:
+    settings = Settings(algorithm="ad-psgd", topology="complete", lr=LR, batch=1, rounds=rounds, seed=seed)
+    run = {key: value for key, value in settings.run_document().items() if value is not None}
+    own = {"task": f"{drift_task.__file__}:Drift", "emulate_compute_s": 0.015, "checkpoint_every": 0, "eval_every": 0}
+    async with contextlib.AsyncExitStack() as stack:
+        shoal = stack.enter_context(shoal_in(folder, **{**own, **run}))
+        it = Drifting(shoal, settings, Shears(seed, chance=0.025, elsewhere=0.001))
+        await it.prepare(stack)
+        yield it
+
+
+def begun(name: str, settings: Settings, state: Tensor) -> Checkpoint:
+    """Of a node that has done nothing yet, and stands at `state`."""
+    version, internal, gauss = random.Random(name).getstate()
+    return Checkpoint(
+        task_document=task_document(Drift(), FlatModel(Drift().model()).layout),
+        run_document=settings.run_document(),
+        node_id=name,
+        incarnation=0,
+        step=0,
+        gradients=0,
+        round=0,
+        state=state,
+        memory={"batches": torch.Generator().get_state()},
+        rng={"algorithm": [version, list(internal), gauss]},
+        settlement={},
+    )
+
+
+# --- the books ------------------------------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass
+class Account:
+    """Both sides of the balance, and the averages by the histories of those who decided and of those who served."""
+
+    ends: list[Checkpoint]
+    miss: float  # max |sum x - (sum x0 + sum of drifts)|
+    bound: float  # 1e-5 n max|x|
+    committed: "collections.Counter[Average]"
+    served: "collections.Counter[Average]"
+
+
+def account(x0: Tensor, nodes: list[NodeProcess]) -> Account:
+    ends = [read(node.folder / CHECKPOINT) for node in nodes]
+    states = torch.stack([end.state for end in ends]).double()
+    expected = x0.double().sum(0)
+    committed, served = collections.Counter[Average](), collections.Counter[Average]()
+    for shard, (node, end) in enumerate(zip(nodes, ends, strict=True)):
+        history = node.history()
+        steps = [line["step"] for line in history if line["kind"] == "step"]
+        assert steps == list(range(1, end.step + 1)), "a gradient was not applied, or twice"
+        expected += len(steps) * LR * direction(shard).double()
+        for line in history:
+            if line["kind"] == "exchange" and line["outcome"] == "done":
+                if line["role"] == "passive":
+                    served[line["peer"], end.node_id, line["seq"]] += 1
+                elif "crossing" not in line["reason"]:  # the peer's offer became the average, and is its to count
+                    committed[end.node_id, line["peer"], line["seq"]] += 1
+    miss = float((states.sum(0) - expected).abs().max())
+    return Account(ends, miss, 1e-5 * N * float(states.abs().max()), committed, served)
+
+
+def check(books: Account, nodes: list[NodeProcess]) -> None:
+    """The sum is kept, each average has two halves, nothing is left open, and the mean model is that of the ends."""
+    assert books.miss <= books.bound
+    assert books.committed == books.served, "an average that one end alone has done"
+    mean = torch.stack([end.state for end in books.ends]).double().mean(0)
+    for node, end in zip(nodes, books.ends, strict=True):
+        assert end.settlement["records"] == []
+        assert end.settlement["doubts"] == []
+        torch.testing.assert_close(mean_model(node)["x"].double(), mean, rtol=0, atol=books.bound)
+
+
+# --- the tests ------------------------------------------------------------------------------------------------------
+
+
+async def test_the_sum_is_kept_over_500_averages_with_cuts_in_every_message_that_decides(tmp_path: Path) -> None:
+    async with drifting(tmp_path, rounds=450, seed=1) as it:
+        nodes = await it.run()
+        assert await it.codes() == [0] * N
+    books = account(it.x0, nodes)
+    print(f"{len(books.committed)} averages, miss {books.miss:.1e}, bound {books.bound:.1e}; {it.shears.cuts}")
+    assert len(books.committed) >= 500
+    assert set(books.committed.values()) == {1}
+    assert all(it.shears.cuts[stage] > 0 for stage in DECIDING), it.shears.cuts
+    check(books, nodes)
+
+
+async def test_the_sum_is_kept_by_nodes_that_are_stopped_amid_exchanges_and_go_on(tmp_path: Path) -> None:
+    """What is in doubt or unconfirmed lives in the checkpoints, and is settled by the next incarnations."""
+    async with drifting(tmp_path, rounds=100, seed=2) as it:
+        nodes = await it.run()
+        await asyncio.to_thread(it.shoal.until_step, 40, *nodes)
+        for node in nodes:
+            node.process.send_signal(signal.SIGTERM)
+        assert await it.codes() == [128 + signal.SIGTERM] * N
+        stopped = account(it.x0, nodes)
+        nodes = await it.run()
+        assert await it.codes() == [0] * N
+    books = account(it.x0, nodes)
+    print([end.settlement for end in stopped.ends], stopped.miss, books.miss, books.bound)
+    check(books, nodes)
+
+
+async def test_a_settlement_whose_commit_does_nothing_misses_by_far(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The balance above can fail: nodes that drop their half of what they serve break it a hundredfold."""
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent.parent / "sabotage"))
+    async with drifting(tmp_path, rounds=30, seed=1) as it:
+        nodes = await it.run()
+        assert await it.codes() == [0] * N
+    books = account(it.x0, nodes)
+    print(f"miss {books.miss:.1e}, bound {books.bound:.1e}")
+    assert books.miss > 100 * books.bound
