@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import pytest
+import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -89,7 +90,8 @@ class Shoal:
 
     def logs(self) -> str:
         """Everything that the nodes wrote."""
-        return "\n".join(f"--- {n.name}, exit code {n.process.poll()}\n{log(n)}" for n in self.nodes)
+        last = {n.folder: n for n in self.nodes}.values()  # of a node that was started again, its last life
+        return "\n".join(f"--- {n.name}, exit code {n.process.poll()}\n{log(n)}" for n in last)
 
 
 def _code(node: NodeProcess) -> tuple[int] | None:
@@ -146,7 +148,24 @@ def mean_model(node: NodeProcess) -> dict[str, Tensor]:
     return load_file(node.folder / "model.safetensors")
 
 
+def assert_one_model(nodes: Sequence[NodeProcess]) -> None:
+    """All hold the same mean model, bit for bit, and agree on whose it is."""
+    models = [mean_model(node) for node in nodes]
+    for model in models[1:]:
+        assert model.keys() == models[0].keys()
+        assert all(torch.equal(model[key], models[0][key]) for key in model)
+    members = {tuple((node.result() or {})["members"]) for node in nodes}
+    assert len(members) == 1
+    assert len(members.pop()) == len(nodes)
+
+
 # --- processes ------------------------------------------------------------------------------------------------------
+
+
+def trainer(node: NodeProcess) -> int:
+    """Id of its trainer process."""
+    (pid,) = children(node.process.pid)
+    return pid
 
 
 def children(pid: int) -> list[int]:

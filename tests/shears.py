@@ -4,7 +4,7 @@ import asyncio
 import collections
 import contextlib
 import random
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 
 from google.protobuf.message import DecodeError
 
@@ -20,20 +20,49 @@ MESSAGE_HEAD = 5
 
 
 class Shears:
-    """Decides where to cut: inside a message with the chance of its stage, else with `elsewhere`. Counts the cuts.
+    """Where to cut: inside the messages of an exchange with one chance, elsewhere with another. Counts the cuts.
 
     A stage is a kind of message, such as COMMIT; `VALUES chunk` and `VALUES trailer` are what follows its header.
+    Of those in `surely`, so many are cut before chance decides. What is `late` travels so many seconds longer, and
+    whatever comes after it on its connection, too. With `severed` = (stage, k), the k-th of that stage is cut and
+    everything else with it, until `mend`.
     """
 
-    def __init__(self, seed: int, *, chance: float, elsewhere: float) -> None:
+    def __init__(
+        self,
+        seed: int,
+        *,
+        chance: float = 0.0,
+        elsewhere: float = 0.0,
+        surely: Mapping[str, int] | None = None,
+        late: Mapping[str, float] | None = None,
+        severed: tuple[str, int] | None = None,
+    ) -> None:
         self.cuts: collections.Counter[str] = collections.Counter()
+        self.is_severed = asyncio.Event()
+        self._severed, self._seen = severed, 0
         self._rng = random.Random(seed)
         self._chance, self._elsewhere = chance, elsewhere
+        self._surely, self._late = surely or {}, late or {}
+
+    def mend(self) -> None:
+        """Connections may stand again."""
+        self.is_severed.clear()
+
+    def delay_s(self, stages: list[tuple[str, int, int]]) -> float:
+        """How long a frame with these stages is held."""
+        return sum(self._late.get(stage, 0.0) for stage, _, _ in stages)
 
     def cut(self, stages: list[tuple[str, int, int]]) -> int | None:
         """How many bytes of a frame may pass, None for all; `stages` are (stage, from byte, to byte) in it."""
         for stage, start, stop in stages:
-            if self._rng.random() < (self._chance if stage else self._elsewhere):
+            surely = self.cuts[stage] < self._surely.get(stage, 0)
+            if self._severed is not None and stage == self._severed[0]:
+                self._seen += 1
+                if self._seen == self._severed[1]:
+                    surely = True
+                    self.is_severed.set()
+            if surely or self._rng.random() < (self._chance if stage else self._elsewhere):
                 self.cuts[stage or "elsewhere"] += 1
                 return self._rng.randrange(start, stop)
         return None
@@ -96,15 +125,19 @@ class Proxy:
         task.add_done_callback(self._tasks.discard)
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        """Until either side closes, or the shears do."""
+        """Until either side closes, or the shears cut."""
         with contextlib.closing(writer.transport), contextlib.suppress(OSError):
             address = self.target()
-            if address is None:
+            if address is None or self._shears.is_severed.is_set():
                 return
             host, port = address.rsplit(":", 1)
             there_reader, there_writer = await asyncio.open_connection(host, int(port))
-            both = [self._forward(reader, there_writer, PREFACE), self._forward(there_reader, writer, 0)]
-            pumps = [asyncio.create_task(pump) for pump in both]
+            ends = (
+                self._forward(reader, there_writer, PREFACE),
+                self._forward(there_reader, writer, 0),
+                self._shears.is_severed.wait(),
+            )
+            pumps = [asyncio.create_task(end) for end in ends]
             try:
                 await asyncio.wait(pumps, return_when=asyncio.FIRST_COMPLETED)
             finally:
@@ -121,7 +154,9 @@ class Proxy:
             while True:
                 head = await reader.readexactly(FRAME_HEAD)
                 frame = head + await reader.readexactly(int.from_bytes(head[:3]))
-                left = self._shears.cut(follower.stages(frame))
+                stages = follower.stages(frame)
+                await asyncio.sleep(self._shears.delay_s(stages))
+                left = self._shears.cut(stages)
                 writer.write(frame[:left])
                 await writer.drain()
                 if left is not None:

@@ -58,6 +58,7 @@ class Daemon:
         self.discovery: Discovery | None = None  # not before the trainer has loaded task and data
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._heartbeats_sent = 0
+        self._totals: dict[str, int] = {}
 
     # --- start and end ------------------------------------------------------------------------------------------
 
@@ -145,15 +146,16 @@ class Daemon:
         self._end(128 + number, f"stopped by {name}")
 
     async def _finish(self, code: int, reason: str) -> int:
-        """Leave in order: tell the others, stop the trainer, write what happened."""
+        """Leave in order: stop the trainer, tell the others, write what happened."""
         if self.discovery is not None:
             await self.discovery.close()
-        self._do(self.membership.leave(reason.splitlines()[0], finished=code == 0, now=time.monotonic()))
         if self.ready is None:
             self.child.kill()  # it has nothing to save, and hears nothing while it loads
         elif (trainer := self._tasks.get("trainer")) is not None:
             self.child.channel.send("stop")
             await asyncio.wait({trainer}, timeout=STOP_WITHIN_S)
+        # Not before: it may have to settle averages with them, and they hang up at once.
+        self._do(self.membership.leave(reason.splitlines()[0], finished=code == 0, now=time.monotonic()))
         await self.child.end()
         self.folder.tell(
             "result.json",
@@ -331,6 +333,8 @@ class Daemon:
                 self._fail(2, reason)
 
     def _on_view(self, view: pb.View, model_from: str) -> None:
+        if self.settings.resume:
+            model_from = ""  # its own model holds gradients that are in no other
         purpose = "train" if view.purpose == pb.PURPOSE_TRAIN else "finish"
         members = [m.node_id for m in view.members]
         if purpose == "finish":
@@ -340,6 +344,7 @@ class Daemon:
         else:
             what = "training goes on" if view.parent else "training begins"
         log.info("view %d of %d members: %s (%s)", view.number, len(members), what, ", ".join(members))
+        self._tell_totals()  # before it trains: the run may have all its gradients already
         self.child.channel.send(
             "view",
             id=view.id,
@@ -355,14 +360,11 @@ class Daemon:
 
     async def _tick(self) -> None:
         next_status = next_progress = 0.0
-        totals: dict[str, int] = {}
         while True:
             now = time.monotonic()
             self._tell_membership()
             self._do(self.membership.tick(now))
-            if (others := self._others_gradients()) != totals and self.ready is not None:
-                totals = others
-                self.child.channel.send("totals", gradients=others)
+            self._tell_totals()
             if self.membership.done(now):
                 self._end(0, "finished")
             if now >= next_status:
@@ -374,9 +376,12 @@ class Daemon:
             self.web.beat()
             await asyncio.sleep(TICK_S)
 
-    def _others_gradients(self) -> dict[str, int]:
-        """Of every other node ever met."""
-        return {node: n for node, n in self.membership.roster.gradients().items() if node != self.me.node_id}
+    def _tell_totals(self) -> None:
+        """The trainer learns the gradients of every other node ever met."""
+        others = {node: n for node, n in self.membership.roster.gradients().items() if node != self.me.node_id}
+        if others != self._totals and self.ready is not None:
+            self._totals = others
+            self.child.channel.send("totals", gradients=others)
 
     def _log_progress(self) -> None:
         t, (right, total) = self.trained, self.membership.held_out()

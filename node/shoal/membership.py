@@ -38,7 +38,7 @@ class Membership:
         rng: random.Random,
         settle_s: float = 1.0,
     ) -> None:
-        """`settle_s`: how long a start waits for nodes that are not ready, or for anybody at all, once `min_nodes` are."""
+        """`settle_s`: how long a start waits for nodes that are not ready, or for anybody, once `min_nodes` are."""
         self.roster = Roster(me, suspect_after_s)
         self.views = Views(self.roster, min_nodes=min_nodes, synchronous=synchronous, settle_s=settle_s)
         self.agreement = Agreement(self.roster, self.views, rng)

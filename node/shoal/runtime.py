@@ -19,6 +19,7 @@ from shoal.algorithms import BY_NAME
 from shoal.algorithms.descent import Schedule, largest_growth, schedule
 from shoal.errors import BadVector
 from shoal.exchange import Outcome, Role, Settlement
+from shoal.handover import Handover
 from shoal.learner import Counts, Learner
 from shoal.messages import Kind, Message, PeerId, Tag
 from shoal.mixing import Mixing, mixing
@@ -97,19 +98,22 @@ class Runtime:
             ended=self._exchange_ended,
         )
         self.post = Rounds(send=host.send, arrived=self._arrived)
+        self._handover = Handover(snapshot=lambda: self.state.clone(), send=host.send)
         self._factor: Schedule = schedule(settings.schedule, settings.warmup)
         self._budget, self._rounds = settings.total_gradients(1), settings.total_rounds(1)
         self._up: set[PeerId] = set()
         self._graph_neighbours: list[PeerId] = []
         self._reachable: list[PeerId] | None = None  # the neighbours that are up; None: to be found again
         self._answer: asyncio.Future[Outcome] | None = None
+        self._serving: tuple[PeerId, int] | None = None
         self._served_since = self._offered_at = 0.0
         self._usual_s: dict[PeerId, float] = {}
         self._patience: dict[PeerId, float] = {}
         self._durations: deque[float] = deque(maxlen=4096)
         self._awaited: dict[tuple[PeerId, Tag], asyncio.Future[Tensor]] = {}
         self._waiting_since: dict[PeerId, float] = {}
-        self._model: asyncio.Future[Tensor] | None = None
+        self._exchanges_moved = asyncio.Event()
+        self._beside: set[asyncio.Task[Any]] = set()  # what the algorithm has begun
 
     # --- the run ------------------------------------------------------------------------------------------------
 
@@ -137,11 +141,20 @@ class Runtime:
 
     async def run(self) -> None:
         """The algorithm, from here to its end."""
+        self._handover.begin()
         await BY_NAME[self.settings.algorithm](self)
+
+    def retire(self) -> None:
+        """Begin no average any more, neither offered nor served; what is promised can still be settled."""
+        for task in self._beside:
+            task.cancel()
+        self._handover.end()
+        self.settlement.withdraw()
 
     async def form_mean(self, view: View) -> tuple[Tensor, Counts]:
         """The mean state of the members of `view`, and its held-out counts summed over them. x stays as it is."""
         self.post.enter(view.id, 0)
+        await self._settled(view.members)
         n = len(view.members)
         total = await self._ring_sum(view, "mean", self.state)
         mean = total.div_(n)
@@ -153,11 +166,9 @@ class Runtime:
         return mean, Counts(right=right, total=round(summed[1]), loss_sum=summed[2])
 
     async def fetch_model(self, peer: PeerId) -> None:
-        """Take the model of `peer`, as a latecomer does before its first step."""
-        self._model = asyncio.get_running_loop().create_future()
-        self.host.send(peer, Message(Kind.PULL))
-        state = await self._model
-        self.state.copy_(state)
+        """Take the model of `peer`, or of another member, as a latecomer does before its first step."""
+        model = await self._handover.fetch(peer)
+        self.state.copy_(model)
 
     # --- events, from the host ----------------------------------------------------------------------------------
 
@@ -167,15 +178,16 @@ class Runtime:
         self._reachable = None
         self.settlement.up(peer)
         self.post.up(peer)
+        self._handover.up(peer)
 
     def down(self, peer: PeerId) -> None:
         """The connection to `peer` broke: nothing of it will arrive until `up`."""
         self._up.discard(peer)
         self._reachable = None
         self.settlement.down(peer)
+        self._after_exchange_event()
         self.post.down(peer)
-        if self._model is not None and not self._model.done():
-            self._model.set_exception(ConnectionError(f"{peer} went away while it was sending its model"))
+        self._handover.down(peer)
 
     def received(self, peer: PeerId, message: Message) -> None:
         """One message of `peer`. Raises PeerError, with nothing changed, for one that cannot be right."""
@@ -184,15 +196,13 @@ class Runtime:
             self._check_length(peer, message)
         if kind in (Kind.POST, Kind.RECEIVED):
             self.post.received(peer, message)
-        elif kind is Kind.PULL:
-            self.host.send(peer, Message(Kind.MODEL, vector=self.state.clone()))
-        elif kind is Kind.MODEL:
-            if self._model is not None and not self._model.done() and message.vector is not None:
-                self._model.set_result(message.vector)
+        elif self._handover.serves(kind):
+            self._handover.received(peer, message)
         else:
             if kind is Kind.OFFER:
                 self._before_offer()
             self.settlement.received(peer, message)
+            self._after_exchange_event()
 
     def _check_length(self, peer: PeerId, message: Message) -> None:
         assert message.vector is not None
@@ -311,7 +321,10 @@ class Runtime:
         async def started() -> T:
             return await work
 
-        return asyncio.get_running_loop().create_task(started(), name=f"{self.me}: {self.settings.algorithm}")
+        task = asyncio.get_running_loop().create_task(started(), name=f"{self.me}: {self.settings.algorithm}")
+        self._beside.add(task)
+        task.add_done_callback(self._beside.discard)
+        return task
 
     async def back_off(self, tries: int) -> None:
         """A random part of the time that an average usually takes, more after more tries."""
@@ -349,12 +362,16 @@ class Runtime:
 
     def _before_offer(self) -> None:
         """An initiator that fell silent must not keep this node busy for others."""
-        serving = self.settlement.serving
-        if serving is None:
-            self._served_since = self.host.clock()
-        elif self.host.clock() - self._served_since > self._patience.get(serving[0], FIRST_PATIENCE_S):
-            self.settlement.stop_waiting()
-            self._served_since = self.host.clock()
+        if self._serving is not None:
+            waited_s = self.host.clock() - self._served_since
+            if waited_s > self._patience.get(self._serving[0], FIRST_PATIENCE_S):
+                self.settlement.stop_waiting()
+                self._after_exchange_event()
+
+    def _after_exchange_event(self) -> None:
+        if self.settlement.serving != self._serving:  # perhaps one that was held, right after another
+            self._serving, self._served_since = self.settlement.serving, self.host.clock()
+        self._exchanges_moved.set()
 
     def _exchange_ended(self, role: Role, peer: PeerId, seq: int, outcome: Outcome, reason: str) -> None:
         self.host.record("exchange", peer=peer, seq=seq, role=role.value, outcome=outcome.value, reason=reason)
@@ -376,6 +393,12 @@ class Runtime:
             self._waiting_since[peer] = self.host.clock()
             vector = await waiting
         return vector
+
+    async def _settled(self, members: Sequence[PeerId]) -> None:
+        """Until no exchange with them is open, in doubt or unconfirmed. Where all have finished, x is final then."""
+        while self.settlement.unsettled(members):
+            self._exchanges_moved.clear()
+            await self._exchanges_moved.wait()
 
     async def _ring_sum(self, view: View, purpose: str, vector: Tensor) -> Tensor:
         rank, n = view.members.index(self.me), len(view.members)

@@ -23,8 +23,8 @@ def status(
     right, total = membership.held_out()
     view = membership.view
     waits = list(trained.get("waits", []))
-    if membership.waiting:
-        waits.append({"for": "a view", "seconds": 0.0, "why": membership.waiting})
+    if membership.waiting and membership.phase != pb.PHASE_RUNNING:
+        waits.append({"for": "a view", "seconds": None, "why": membership.waiting})
     return {
         "node": {**own_figures(settings, membership.roster.me, ready, trained, traffic), "phase": members[0]["phase"]},
         "view": None

@@ -152,18 +152,37 @@ def test_offers_in_a_cycle_do_not_deadlock() -> None:
     assert sum(p.x[0].item() for p in everyone) == pytest.approx(3.0)
 
 
-def test_a_third_average_on_one_stale_snapshot_waits() -> None:
-    a, b, c, d = parties("a", "b", "c", "d")
+def test_while_an_own_snapshot_is_out_an_offer_waits() -> None:
+    """Two averages on one stale snapshot would leave no weight on the old self."""
+    a, b, c = parties("a", "b", "c")
     a.s.offer("b")
-    deliver([a, b], until=Kind.VALUES)  # a's snapshot is out
+    deliver([a, b], until=Kind.VALUES)
     held = a.out.popleft()
     c.s.offer("a")
-    deliver([a, c])  # the second average on it: self-weight 0
-    d.s.offer("a")
-    a.s.received("d", d.out.popleft()[1])
-    assert a.says() == []  # a third would make it negative
+    hand(c, a)
+    assert a.says() == []
     a.out.append(held)
+    deliver([a, b, c])
+    assert c.ended == [(Role.ACTIVE, "a", Outcome.DONE)]
+    assert a.x.tolist() == c.x.tolist() == [1.25] * 3
+
+
+def test_an_own_offer_accepted_while_another_is_served_goes_on_and_a_second_one_does_not() -> None:
+    a, b, c, d = parties("a", "b", "c", "d")
+    a.s.offer("b")
+    b.s.offer("c")
+    hand(a, b)  # b serves a
+    deliver([b, c, d], until=Kind.ACCEPT)
+    b_to_a = b.out.popleft() if b.out and b.out[0][0] == "a" else None
+    deliver([b, c])  # and finishes its own with c meanwhile
+    assert (Role.ACTIVE, "c", Outcome.DONE) in b.ended
+    b.s.offer("d")
+    deliver([b, d])
+    assert (Role.ACTIVE, "d", Outcome.BUSY) in b.ended  # a third on the snapshot that a has
+    assert b_to_a is not None
+    b.out.append(b_to_a)
     deliver([a, b, c, d])
+    assert all(p.s.idle for p in (a, b, c, d))
     assert sum(p.x[0].item() for p in (a, b, c, d)) == pytest.approx(6.0)
 
 

@@ -1,4 +1,4 @@
-"""500 averages among node processes that drift apart, over gRPC through proxies that cut: the sum of the models is kept.
+"""500 averages among nodes that drift apart, over gRPC through proxies that cut: the sum of the models is kept.
 
 Each node starts from a vector of its own, by way of a checkpoint, and moves along a direction of its own. All that they
 say to each other passes a proxy, which reads along and cuts inside messages. `scenarios/test_conservation.py` is the
@@ -9,9 +9,10 @@ import asyncio
 import collections
 import contextlib
 import dataclasses
+import os
 import random
 import signal
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ import drift_task
 import pytest
 import torch
 from drift_task import D, Drift, direction
-from nodes_kit import Shoal, mean_model, shoal_in
+from nodes_kit import PATIENCE_S, Shoal, children, mean_model, shoal_in
 from shears import Proxy, Shears
 from torch import Tensor
 
@@ -37,6 +38,8 @@ CHECKPOINT = "checkpoint.safetensors"
 DECIDING = ("ACCEPT chunk", "VALUES chunk", "READY", "COMMIT", "CONFIRM")
 """The last chunks of both vectors, then what is lost before the promise, before the commit and before the confirm."""
 
+STOPPED = 128 + signal.SIGTERM
+
 Average = tuple[str, str, int]
 """(initiator, its peer, number)."""
 
@@ -48,7 +51,7 @@ class Drifting:
     """Nodes node-1 ... that know each other by their proxies alone, each with a model of its own to begin with."""
 
     def __init__(self, shoal: Shoal, settings: Settings, shears: Shears) -> None:
-        self.shoal, self.settings, self.shears = shoal, settings, shears
+        self.shoal, self.settings = shoal, settings
         generator = torch.Generator().manual_seed(settings.seed)
         self.x0 = torch.randn(N, D, generator=generator) * 3
         self._nodes: list[dict[str, Any]] = []
@@ -63,27 +66,33 @@ class Drifting:
             self._nodes.append({"name": name, "shard": f"{shard}/{N}", "advertise": mine, "peers": others})
             write(self.shoal.folder / name / CHECKPOINT, begun(name, self.settings, self.x0[shard]))
 
-    async def run(self) -> list[NodeProcess]:
-        """Starts all; they go on from their checkpoints."""
-        self.shoal.nodes.clear()
-        for node, proxy in zip(self._nodes, self._proxies, strict=True):
-            process = await asyncio.to_thread(self.shoal.start, min_nodes=N, resume=True, **node)
-            proxy.target = lambda process=process: (process.facts() or {}).get("address")
-        return self.shoal.nodes
+    async def start(self, shard: int) -> NodeProcess:
+        """Starts that node; it goes on from its checkpoint."""
+        node = await asyncio.to_thread(self.shoal.start, min_nodes=N, resume=True, **self._nodes[shard])
+        self._proxies[shard].target = lambda: (node.facts() or {}).get("address")
+        return node
 
-    async def codes(self) -> list[int]:
-        """Exit codes of all, once they have ended."""
-        return await asyncio.to_thread(self.shoal.codes)
+    async def start_all(self) -> list[NodeProcess]:
+        """Starts all of them, which begin together."""
+        return [await self.start(shard) for shard in range(N)]
+
+    async def until_step(self, step: int, *nodes: NodeProcess) -> None:
+        """Until each has come so far."""
+        await asyncio.to_thread(self.shoal.until_step, step, *nodes)
+
+    async def codes(self, *nodes: NodeProcess) -> list[int]:
+        """Exit codes of these, once they have ended."""
+        return await asyncio.to_thread(self.shoal.codes, *nodes)
 
 
 @contextlib.asynccontextmanager
-async def drifting(folder: Path, *, rounds: int, seed: int) -> AsyncIterator[Drifting]:
+async def drifting(folder: Path, shears: Shears, *, rounds: int, seed: int) -> AsyncIterator[Drifting]:
     settings = Settings(algorithm="ad-psgd", topology="complete", lr=LR, batch=1, rounds=rounds, seed=seed)
     run = {key: value for key, value in settings.run_document().items() if value is not None}
     own = {"task": f"{drift_task.__file__}:Drift", "emulate_compute_s": 0.015, "checkpoint_every": 0, "eval_every": 0}
     async with contextlib.AsyncExitStack() as stack:
         shoal = stack.enter_context(shoal_in(folder, **{**own, **run}))
-        it = Drifting(shoal, settings, Shears(seed, chance=0.025, elsewhere=0.001))
+        it = Drifting(shoal, settings, shears)
         await it.prepare(stack)
         yield it
 
@@ -154,31 +163,63 @@ def check(books: Account, nodes: list[NodeProcess]) -> None:
 # --- the tests ------------------------------------------------------------------------------------------------------
 
 
+def cutting(seed: int) -> Shears:
+    """At any message, and at each of those that decide at least once."""
+    return Shears(seed, chance=0.02, elsewhere=0.001, surely=dict.fromkeys(DECIDING, 1))
+
+
 async def test_the_sum_is_kept_over_500_averages_with_cuts_in_every_message_that_decides(tmp_path: Path) -> None:
-    async with drifting(tmp_path, rounds=450, seed=1) as it:
-        nodes = await it.run()
-        assert await it.codes() == [0] * N
+    shears = cutting(1)
+    async with drifting(tmp_path, shears, rounds=360, seed=1) as it:
+        nodes = await it.start_all()
+        assert await it.codes(*nodes) == [0] * N
     books = account(it.x0, nodes)
-    print(f"{len(books.committed)} averages, miss {books.miss:.1e}, bound {books.bound:.1e}; {it.shears.cuts}")
+    print(f"{len(books.committed)} averages, miss {books.miss:.1e}, bound {books.bound:.1e}; {shears.cuts}")
     assert len(books.committed) >= 500
     assert set(books.committed.values()) == {1}
-    assert all(it.shears.cuts[stage] > 0 for stage in DECIDING), it.shears.cuts
+    assert all(shears.cuts[stage] > 0 for stage in DECIDING), shears.cuts
     check(books, nodes)
 
 
-async def test_the_sum_is_kept_by_nodes_that_are_stopped_amid_exchanges_and_go_on(tmp_path: Path) -> None:
-    """What is in doubt or unconfirmed lives in the checkpoints, and is settled by the next incarnations."""
-    async with drifting(tmp_path, rounds=100, seed=2) as it:
-        nodes = await it.run()
-        await asyncio.to_thread(it.shoal.until_step, 40, *nodes)
+async def test_an_average_that_a_stop_leaves_half_done_is_settled_by_the_next_incarnations(tmp_path: Path) -> None:
+    """The commit is in one checkpoint, the delta in doubt in the other; they meet when the nodes go on."""
+    shears = Shears(2, severed=("COMMIT", 20))
+    async with drifting(tmp_path, shears, rounds=60, seed=2) as it:
+        nodes = await it.start_all()
+        await asyncio.wait_for(shears.is_severed.wait(), PATIENCE_S)
         for node in nodes:
             node.process.send_signal(signal.SIGTERM)
-        assert await it.codes() == [128 + signal.SIGTERM] * N
+        assert await it.codes(*nodes) == [STOPPED] * N
         stopped = account(it.x0, nodes)
-        nodes = await it.run()
-        assert await it.codes() == [0] * N
+        assert stopped.committed - stopped.served
+        assert stopped.miss > 100 * stopped.bound
+        shears.mend()
+        nodes = await it.start_all()
+        assert await it.codes(*nodes) == [0] * N
+    check(account(it.x0, nodes), nodes)
+
+
+async def test_the_sum_is_kept_when_one_node_stops_and_comes_back_to_the_others(tmp_path: Path) -> None:
+    """It goes on with its own model, which holds gradients that no other has, and not with a member's."""
+    async with drifting(tmp_path, cutting(3), rounds=60, seed=3) as it:
+        first, second, third = await it.start_all()
+        await it.until_step(20, second)
+        second.process.send_signal(signal.SIGTERM)
+        assert await it.codes(second) == [STOPPED]
+        with frozen_trainers(first, third):  # or they might be done before it is back
+            second = await it.start(1)
+            await asyncio.to_thread(it.shoal.until_logged, "training goes on", second)
+        assert await it.codes(first, second, third) == [0] * N
+    check(account(it.x0, [first, second, third]), [first, second, third])
+
+
+async def test_the_mean_model_waits_for_averages_that_one_end_has_not_done_yet(tmp_path: Path) -> None:
+    """Who serves an average may hear that all have finished, on the control stream, before it hears of the commit."""
+    async with drifting(tmp_path, Shears(4, late={"COMMIT": 0.5}), rounds=5, seed=4) as it:
+        nodes = await it.start_all()
+        assert await it.codes(*nodes) == [0] * N
     books = account(it.x0, nodes)
-    print([end.settlement for end in stopped.ends], stopped.miss, books.miss, books.bound)
+    assert books.committed
     check(books, nodes)
 
 
@@ -187,9 +228,20 @@ async def test_a_settlement_whose_commit_does_nothing_misses_by_far(
 ) -> None:
     """The balance above can fail: nodes that drop their half of what they serve break it a hundredfold."""
     monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent.parent / "sabotage"))
-    async with drifting(tmp_path, rounds=30, seed=1) as it:
-        nodes = await it.run()
-        assert await it.codes() == [0] * N
+    async with drifting(tmp_path, cutting(5), rounds=30, seed=5) as it:
+        nodes = await it.start_all()
+        assert await it.codes(*nodes) == [0] * N
     books = account(it.x0, nodes)
     print(f"miss {books.miss:.1e}, bound {books.bound:.1e}")
     assert books.miss > 100 * books.bound
+
+
+@contextlib.contextmanager
+def frozen_trainers(*nodes: NodeProcess) -> Iterator[None]:
+    """Their daemons go on; what comes for the trainers waits."""
+    trainers = [pid for node in nodes for pid in children(node.process.pid)]
+    for pid in trainers:
+        os.kill(pid, signal.SIGSTOP)
+    yield
+    for pid in trainers:
+        os.kill(pid, signal.SIGCONT)

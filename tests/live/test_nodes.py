@@ -1,6 +1,5 @@
 """Whole nodes, daemon and trainer, on loopback: they find each other, train, tell how it goes, and end together."""
 
-import math
 import urllib.error
 import urllib.request
 from pathlib import Path
@@ -11,7 +10,7 @@ import pytest
 import torch
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
-from nodes_kit import GATED, Shoal, events, log, losses, mean_model, own, shoal_command, shoal_in, states
+from nodes_kit import GATED, Shoal, assert_one_model, events, log, losses, mean_model, own, shoal_command, shoal_in, states
 from prometheus_client.parser import text_string_to_metric_families
 
 from shoal.demo.fleet import NodeProcess
@@ -28,17 +27,6 @@ def ask(node: NodeProcess, path: str) -> tuple[int, str]:
             return answer.status, answer.read().decode()
     except urllib.error.HTTPError as error:
         return error.code, error.read().decode()
-
-
-def assert_one_model(nodes: list[NodeProcess]) -> None:
-    """All hold the same mean model, bit for bit, and agree on whose it is."""
-    models = [mean_model(node) for node in nodes]
-    for model in models[1:]:
-        assert model.keys() == models[0].keys()
-        assert all(torch.equal(model[key], models[0][key]) for key in model)
-    members = {tuple((node.result() or {})["members"]) for node in nodes}
-    assert len(members) == 1
-    assert len(members.pop()) == len(nodes)
 
 
 # --- finding each other -------------------------------------------------------------------------------------------
@@ -74,6 +62,7 @@ def test_a_running_node_answers_monitoring_and_people(tmp_path: Path) -> None:
     (tmp_path / "gate").write_text("7")
     with shoal_in(tmp_path, task=GATED, data_dir=tmp_path, rounds=10, min_nodes=2) as shoal:
         first = shoal.start("first", shard="0/2")
+        shoal.until(first.facts, "it listens")
         shoal.until(lambda: ask(first, "/readyz")[1] == "not ready: 1 of 2 nodes are ready and linked\n", "it is ready")
         assert ask(first, "/readyz")[0] == 503
         assert ask(first, "/healthz") == (200, "ok\n")
@@ -190,4 +179,4 @@ def test_one_node_of_a_finished_run_that_is_resumed_alone_finds_it_finished_too(
         steps = len(losses(nodes[0]))
         again = shoal.start("node-1", shard="0/2", resume=True, peers="")
         assert shoal.codes(again) == [0]
-        assert math.isclose(len(losses(again)), steps, abs_tol=25)
+        assert len(losses(again)) == max(steps, 20)

@@ -27,11 +27,11 @@ def test_without_gradients_an_average_keeps_the_sum_and_draws_the_models_togethe
 def test_averaged_with_others_the_mean_model_learns_all_labels() -> None:
     """Two labels a worker; equal speeds. Accuracy within a point of SGD on all the data, from as many samples."""
     differences = []
-    for seed in range(3):
+    for seed in range(5):
         common = {"lr": 0.5, "rounds": 540, "seed": seed}
         together = train(5, Scenario(jitter=0.2, vector_s=0.002), algorithm="ad-psgd", **common)
         differences.append(final_accuracy(pooled(5, **common)) - final_accuracy(together))
-    assert sum(differences) / 3 <= 0.01
+    assert sum(differences) / 5 <= 0.01
 
 
 def test_on_iid_data_its_loss_is_that_of_synchronous_sgd() -> None:

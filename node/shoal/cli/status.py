@@ -21,18 +21,9 @@ REFRESH_S = 1.0
 MAX_BYTES = 8 << 20
 """Of an answer: 10,000 members at 800 bytes each. More is refused before it is read."""
 
-MEMBER_COLUMNS = (
-    "name",
-    "address",
-    "state",
-    "phase",
-    "gradients",
-    "loss",
-    "accuracy",
-    "rtt",
-    "heard",
-    "exchanges",
-)
+MEMBER_COLUMNS = ("name", "address", "state", "phase", "gradients", "loss", "accuracy", "rtt", "heard")
+PIPE_WIDTH = 160
+"""Characters of a line that goes to a file or another program: nothing is cut off there."""
 
 
 def command(
@@ -48,6 +39,8 @@ def command(
     if str(json_file) == "-":
         return
     console = Console()
+    if not console.is_terminal:
+        console.width = PIPE_WIDTH
     if not watch:
         console.print(render(status))
         return
@@ -110,12 +103,13 @@ def render(status: dict[str, Any]) -> Group:
     """Tables for the terminal. Keys that are missing show as `-`: the node may be older or newer than we are."""
     parts = [_node_table(status), _member_table(status)]
     waits = [w for w in _list(status, "waits") if isinstance(w, dict)]
-    lines = [
-        f"waits for {printable(w.get('for', '?'))} since {_number(w.get('seconds'), '.1f')} s: "
-        f"{printable(w.get('why', ''))}"
-        for w in waits
-    ]
-    return Group(*parts, *(Text(line, style="yellow") for line in lines))
+    return Group(*parts, *(Text(_wait(w), style="yellow") for w in waits))
+
+
+def _wait(wait: dict[str, Any]) -> str:
+    seconds = wait.get("seconds")
+    since = f" since {seconds:.1f} s" if _is_number(seconds) else ""
+    return f"waits for {printable(wait.get('for', '?'))}{since}: {printable(wait.get('why', ''))}"
 
 
 def _node_table(status: dict[str, Any]) -> Table:
@@ -142,7 +136,7 @@ def _node_table(status: dict[str, Any]) -> Table:
 
 
 def _member_table(status: dict[str, Any]) -> Table:
-    table = Table(*MEMBER_COLUMNS, header_style="bold")
+    table = Table(*MEMBER_COLUMNS, header_style="bold", box=None, pad_edge=False)
     for member in _list(status, "members"):
         if not isinstance(member, dict):
             continue
@@ -150,7 +144,7 @@ def _member_table(status: dict[str, Any]) -> Table:
         cells = [_text(member, key) for key in ("name", "address", "state", "phase", "gradients")]
         cells += [_number(member.get("loss"), ".4f"), _number(member.get("accuracy"), ".4f")]
         cells.append(_number(rtt * 1000 if _is_number(rtt) else None, ".1f", " ms"))
-        cells += [_number(member.get("heard_s_ago"), ".1f", " s ago"), _text(member, "exchanges")]
+        cells.append(_number(member.get("heard_s_ago"), ".1f", " s"))
         gone = member.get("state") in ("suspect", "gone")
         table.add_row(*(Text(cell) for cell in cells), style="red" if gone else "")
     return table

@@ -252,7 +252,7 @@ class TrainerHost:
         """Settle what is open, for a moment; then write the checkpoint, unless there is nothing worth it."""
         if self._work is not None:
             self._work.cancel()
-        self.runtime.settlement.withdraw()
+        self.runtime.retire()
         until = self.clock() + LEAVE_WITHIN_S
         while self.clock() < until and self.runtime.settlement.unsettled(self._connections):
             with contextlib.suppress(TimeoutError):

@@ -1,0 +1,231 @@
+"""Nodes that die, hang or are stopped: what the others do, what is left on disk, and how it goes on."""
+
+import datetime
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from gated_task import Gated
+from nodes_kit import (
+    GATED,
+    Shoal,
+    assert_one_model,
+    errors,
+    events,
+    is_alive,
+    log,
+    losses,
+    mean_model,
+    shoal_in,
+    states,
+    trainer,
+)
+
+from shoal.checkpoint import Checkpoint, read
+from shoal.data.quadratic import optimum
+from shoal.data.task import Place
+from shoal.demo.fleet import NodeProcess
+from shoal.settings import Settings
+from shoal.simulation import Scenario, population, simulate
+
+pytestmark = pytest.mark.live
+
+SUSPECT_AFTER_S = 2.0
+
+
+def held(folder: Path, gradients: int, **settings: Any) -> dict[str, Any]:
+    """Settings of nodes whose gradients wait at a gate after so many."""
+    (folder / "gate").write_text(str(gradients))
+    return {"task": GATED, "data_dir": folder, "suspect_after_s": SUSPECT_AFTER_S, **settings}
+
+
+def let_go(folder: Path) -> None:
+    (folder / "gate").unlink()
+
+
+def checkpoint(node: NodeProcess) -> Checkpoint:
+    """The one that its result names."""
+    result = node.result()
+    assert result is not None
+    return read(Path(result["checkpoint"]))
+
+
+def assert_told_in_one_line(node: NodeProcess, *words: str) -> None:
+    assert "Traceback" not in log(node)
+    (line,) = errors(node)
+    assert all(word in line for word in words), line
+
+
+def assert_lost(node: NodeProcess, lost: NodeProcess, round: int) -> None:
+    """Its synchronous run stopped for want of `lost`, which it names; its checkpoint is of that round."""
+    assert_told_in_one_line(node, f"error: lost {lost.name}-")
+    assert checkpoint(node).round == round
+    assert f"checkpoint: {node.folder / 'checkpoint.safetensors'} (go on with --resume)" in log(node)
+
+
+# --- a member is lost ---------------------------------------------------------------------------------------------
+
+
+def test_ad_psgd_goes_on_without_a_member_that_was_killed(tmp_path: Path) -> None:
+    with shoal_in(tmp_path, rounds=40, **held(tmp_path, 20)) as shoal:
+        first, second, victim = shoal.start_all(3)
+        shoal.until_step(20, first, second, victim)
+        victim.process.kill()
+        shoal.until_logged(f"warning: {victim.name}-", first, second)
+        assert states(first)[victim.name] == "gone"
+        let_go(tmp_path)
+        assert shoal.codes(first, second) == [0, 0]
+        assert_one_model([first, second])
+        assert len(losses(first)) + len(losses(second)) >= 3 * 40 - 20, "they do its part of the work"
+
+
+def test_a_synchronous_run_stops_on_all_others_when_a_member_is_killed(tmp_path: Path) -> None:
+    with shoal_in(tmp_path, algorithm="d2", rounds=10, **held(tmp_path, 5)) as shoal:
+        first, victim, third = shoal.start_all(3)
+        shoal.until_step(5, first, victim, third)
+        victim.process.kill()
+        assert shoal.codes(first, third) == [3, 3]
+        assert_lost(first, victim, 5)
+        assert_lost(third, victim, 5)
+
+
+def test_a_member_that_is_stopped_counts_as_lost_and_learns_it_when_it_goes_on(tmp_path: Path) -> None:
+    with shoal_in(tmp_path, algorithm="d2", rounds=10, **held(tmp_path, 5)) as shoal:
+        first, second, stopped = shoal.start_all(3)
+        shoal.until_step(5, first, second, stopped)
+        stopped.process.send_signal(signal.SIGSTOP)
+        assert shoal.codes(first, second) == [3, 3]
+        assert_lost(first, stopped, 5)
+        assert "silent for" in errors(first)[0]
+        stopped.process.send_signal(signal.SIGCONT)
+        assert shoal.codes(stopped) == [3]
+        assert len(errors(stopped)) == 1
+        assert checkpoint(stopped).round == 5
+
+
+# --- half a node dies ---------------------------------------------------------------------------------------------
+
+
+def test_a_killed_trainer_ends_its_node_and_the_others_hear_why(tmp_path: Path) -> None:
+    with shoal_in(tmp_path, rounds=20, **held(tmp_path, 10)) as shoal:
+        first, victim = shoal.start_all(2)
+        shoal.until_step(10, first, victim)
+        os.kill(trainer(victim), signal.SIGKILL)
+        assert shoal.codes(victim) == [1]
+        assert_told_in_one_line(victim, "the trainer process was killed by SIGKILL")
+        shoal.until_logged("is gone: left: the trainer process was killed by SIGKILL", first)
+        let_go(tmp_path)
+        assert shoal.codes(first) == [0]
+
+
+def test_a_killed_daemon_takes_its_trainer_along_though_a_gradient_hangs(tmp_path: Path) -> None:
+    with shoal_in(tmp_path, **held(tmp_path, 3)) as shoal:
+        node = shoal.start("node")
+        shoal.until_step(3, node)
+        pid = trainer(node)
+        mapped = Path(f"/proc/{pid}/maps").read_text()
+        assert "memfd:shoal-vectors" in mapped, "what the two share has no name that could stay behind"
+        assert "/dev/shm/" not in mapped
+        node.process.kill()
+        shoal.until(lambda: not is_alive(pid), "its trainer ends")
+
+
+# --- a person stops it ----------------------------------------------------------------------------------------------
+
+
+def stopping_s(node: NodeProcess, name: str) -> float:
+    """Seconds from the signal to the last line, by the node's own log in JSON."""
+    lines = [json.loads(line) for line in log(node).splitlines()]
+    (asked,) = (line for line in lines if line["message"] == f"{name}: stopping")
+    assert lines[-1]["message"].startswith(f"stopped by {name}; checkpoint: {node.folder / 'checkpoint.safetensors'}")
+    began, ended = (datetime.datetime.fromisoformat(line["time"]) for line in (asked, lines[-1]))
+    return (ended - began).total_seconds()
+
+
+def test_a_signal_stops_ad_psgd_within_5_s_and_resume_goes_on_from_there(tmp_path: Path) -> None:
+    with shoal_in(tmp_path, rounds=40, lr=0.2, **held(tmp_path, 20)) as shoal:
+        nodes = shoal.start_all(2, log="json")
+        shoal.until_step(20, *nodes)
+        for node, number in zip(nodes, (signal.SIGINT, signal.SIGTERM), strict=True):
+            os.kill(trainer(node), number)  # a terminal or a service manager sends it to both processes
+            node.process.send_signal(number)
+        assert shoal.codes(*nodes) == [130, 143]
+        assert stopping_s(nodes[0], "SIGINT") < 5
+        assert stopping_s(nodes[1], "SIGTERM") < 5
+        assert [checkpoint(node).step for node in nodes] == [20, 20]
+
+        let_go(tmp_path)
+        again = shoal.start_all(2, resume=True)
+        assert shoal.codes(*again) == [0, 0]
+        assert_one_model(again)
+        assert [events(node, "resumed")[0]["step"] for node in again] == [20, 20]
+        assert sum(len(losses(node)) for node in again) == sum(checkpoint(node).gradients for node in again) >= 80
+        assert max(losses(again[0])[20:]) < losses(again[0])[0] / 100, "the second life begins where the first ended"
+
+
+def uninterrupted(settings: Settings, nodes: int) -> torch.Tensor:
+    """(d,): the mean model of the same run in virtual time."""
+    learners, states = population(settings, nodes)
+    return torch.stack(simulate(settings, Scenario(), learners, states).states).mean(0)
+
+
+def test_d2_that_all_stop_and_resume_in_the_same_round_ends_as_if_nothing_had_been(tmp_path: Path) -> None:
+    run = {"algorithm": "d2", "rounds": 12, "partition": "labels:4"}
+    with shoal_in(tmp_path, **run, **held(tmp_path, 6)) as shoal:
+        nodes = shoal.start_all(3)
+        shoal.until_step(6, *nodes)
+        for node in nodes:
+            node.process.terminate()
+        assert set(shoal.codes(*nodes)) <= {143, 3}, "3 for who hears of another's leave before its own signal"
+        assert [checkpoint(node).round for node in nodes] == [6, 6, 6]
+
+        let_go(tmp_path)
+        again = shoal.start_all(3, resume=True)
+        assert shoal.codes(*again) == [0, 0, 0]
+        assert_one_model(again)
+        expected = uninterrupted(Settings(task=GATED, **run), 3)  # type: ignore[arg-type]
+        torch.testing.assert_close(mean_model(again[0])["x"], expected, rtol=1e-5, atol=1e-5)
+
+
+def test_d2_that_resumes_from_unequal_rounds_still_converges(tmp_path: Path) -> None:
+    run = {"algorithm": "d2", "partition": "labels:4", "lr": 0.05}
+    with shoal_in(tmp_path, **run, **held(tmp_path, 7)) as shoal:
+        nodes = shoal.start_all(3, rounds=30, checkpoint_every=5)
+        written = nodes[2].folder / "checkpoint.safetensors"
+        shoal.until(written.exists, "round 5 is saved")
+        old = shutil.copy(written, tmp_path)
+        let_go(tmp_path)
+        assert shoal.codes(*nodes) == [0, 0, 0]
+        assert read(Path(old)).round == 5
+        shutil.copy(old, written)
+        again = shoal.start_all(3, rounds=200, resume=True)
+        assert shoal.codes(*again) == [0, 0, 0]
+        assert [checkpoint(node).round for node in again] == [200, 200, 200]
+        places = [Place(k, 3, "labels:4", 0, tmp_path, False) for k in range(3)]
+        away = mean_model(again[0])["x"] - optimum([Gated().data(place) for place in places]).float()
+        assert away.square().mean().sqrt() < 0.3
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_while_the_trainer_still_loads_ends_both_in_silence(tmp_path: Path, number: signal.Signals) -> None:
+    argv = [sys.executable, "-m", "shoal", "node", "--name", "node", "--state-dir", str(tmp_path / "node")]
+    (tmp_path / "node").mkdir()
+    with (tmp_path / "node" / "log").open("ab") as out:
+        process = subprocess.Popen(argv, stdout=out, stderr=out, stdin=subprocess.DEVNULL, start_new_session=True)
+    shoal = Shoal(tmp_path)
+    shoal.nodes.append(node := NodeProcess("node", tmp_path / "node", process))
+    try:
+        shoal.until(node.facts, "it listens")
+        os.killpg(process.pid, number)  # as a terminal does
+        assert shoal.codes() == [128 + number]
+    finally:
+        shoal.close()
+    assert "Traceback" not in log(node)
+    assert f"stopped by {number.name}; no checkpoint was written" in log(node)
