@@ -113,11 +113,13 @@ class Proxy:
     async def serving(self) -> AsyncIterator[str]:
         """Its own address, while it serves."""
         server = await asyncio.start_server(self._accept, "127.0.0.1", 0)
-        yield "{}:{}".format(*server.sockets[0].getsockname())
-        server.close()
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        try:
+            yield "{}:{}".format(*server.sockets[0].getsockname())
+        finally:
+            server.close()
+            for task in self._tasks:
+                task.cancel()
+            await asyncio.gather(*self._tasks, return_exceptions=True)
 
     def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         task = asyncio.create_task(self._serve(reader, writer))

@@ -40,8 +40,6 @@ STOP_WITHIN_S = 3.5
 TICK_S = 0.05
 STATUS_S = 0.25
 PROGRESS_S = 5.0
-GREET_AGAIN_S = (0.2, 5.0)
-"""Waits between Hellos to an address that does not answer: the first, and the longest."""
 
 
 class Daemon:
@@ -407,14 +405,14 @@ class Daemon:
 
 def check_exposure(settings: Settings) -> None:
     """Raises SettingsError for an address beyond loopback without an explicit word: there is no TLS yet."""
-    host, _ = parse_address(settings.listen)
-    if host != "localhost" and not settings.insecure:
+    for name, address in (("listen", settings.listen), ("http", settings.http)):
+        host, _ = parse_address(address)
         try:
-            loopback = ipaddress.ip_address(host).is_loopback
+            loopback = host == "localhost" or ipaddress.ip_address(host).is_loopback
         except ValueError:
             loopback = False
-        if not loopback:
+        if not loopback and not settings.insecure:
             raise SettingsError(
-                f"listen = {settings.listen} is beyond loopback, where anyone could join and read the models; "
-                "give --insecure if that is meant"
+                f"{name} = {address} is beyond loopback, where anyone could join, or read what this node "
+                "shows and sends; give --insecure if that is meant"
             )

@@ -50,7 +50,7 @@ class Greeter:
             try:
                 await self._greet(candidate.address)
             except PeerError as error:
-                self.complain(candidate.address, f"{error} (by {candidate.source})")
+                self.complain(candidate.address, f"{error} (found by {candidate.source})")
                 if candidate.source != "static" and LOADING not in str(error) and wait_s >= longest_s:
                     return
             else:

@@ -52,19 +52,22 @@ def compare(ours: pb.Hello, theirs: pb.Hello) -> str | None:
         return f"{who} is of shoal {theirs.shoal[:64]!r}, {me} of {ours.shoal!r}"
     for what in ("task", "run"):
         if getattr(theirs, f"{what}_fingerprint") != getattr(ours, f"{what}_fingerprint"):
-            keys = _differences(getattr(ours, f"{what}_document"), getattr(theirs, f"{what}_document"))
+            documents = getattr(ours, f"{what}_document"), getattr(theirs, f"{what}_document")
+            keys = _differences(*documents, names=(f"{me} has", f"{who} has"))
             return f"{who} has another {what} than {me}: {keys[:400]}"
     if theirs.elements != ours.elements:
         return f"{who} has vectors of {theirs.elements} elements, {me} of {ours.elements}"
     return None
 
 
-def _differences(ours: str, theirs: str) -> str:
-    """In the words of the node that compares: `key: ours X, theirs Y`."""
+def _differences(ours: str, theirs: str, names: tuple[str, str]) -> str:
+    """By name, for both nodes read it."""
     try:
         other = json.loads(theirs)
     except ValueError:
         other = None
     if not isinstance(other, dict):
         return "its document cannot be read"
-    return "; ".join(differing_keys(json.loads(ours), other)) or "their documents are alike, their fingerprints not"
+    return (
+        "; ".join(differing_keys(json.loads(ours), other, names)) or "their documents are alike, their fingerprints not"
+    )

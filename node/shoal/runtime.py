@@ -260,7 +260,7 @@ class Runtime:
     async def gradient(self, x: Tensor) -> Tensor:
         """(d,): the next minibatch's gradient at x as it is now."""
         began = self.host.clock()
-        pulled = torch.cat((x, self._buffers))
+        pulled = self.state.clone() if x is self.x else torch.cat((x, self._buffers))
         result = await self.host.compute(lambda: self.learner.gradient(pulled))
         if result.buffers is not None:
             self._buffers.add_(result.buffers)

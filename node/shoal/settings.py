@@ -253,15 +253,17 @@ def fingerprint(document: Mapping[str, Any]) -> str:
     return hashlib.sha256(canonical.encode()).hexdigest()[:16]
 
 
-def differing_keys(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> list[str]:
-    """Keys at which two documents differ, each as `key: ours X, theirs Y`, sorted."""
+def differing_keys(
+    ours: Mapping[str, Any], theirs: Mapping[str, Any], names: tuple[str, str] = ("ours", "theirs")
+) -> list[str]:
+    """Keys at which two documents differ, each as `key: ours X, theirs Y`, sorted; `names` stand for ours, theirs."""
     absent = object()
     found = []
     for key in sorted({*ours, *theirs}):
         mine, other = ours.get(key, absent), theirs.get(key, absent)
         if mine != other:
             left, right = ("absent" if v is absent else json.dumps(v) for v in (mine, other))
-            found.append(f"{key}: ours {left}, theirs {right}")
+            found.append(f"{key}: {names[0]} {left}, {names[1]} {right}")
     return found
 
 

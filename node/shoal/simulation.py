@@ -8,7 +8,7 @@ import asyncio
 import dataclasses
 import hashlib
 import random
-from collections import defaultdict, deque
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -67,16 +67,28 @@ class Scenario:
             raise SettingsError(f"worker {unknown} is not there: workers are numbered from 0 to {workers - 1}")
 
 
-Fault = Callable[[PeerId, PeerId, Message], float | None]
-"""(from, to, message as it is sent) -> seconds for which the link breaks now, the message lost; None: it travels."""
-
-
 @dataclasses.dataclass
 class Link:
     """Between two workers: up or down, and how often it broke (what was sent before a break never arrives)."""
 
     up: bool = True
     breaks: int = 0
+
+
+@dataclasses.dataclass(slots=True)
+class Way:
+    """One direction of a link."""
+
+    source: PeerId
+    to: Runtime
+    link: Link
+    vector_s: float  # that a message with a vector travels
+    arrival: float = 0.0  # of the last message sent
+    messages: deque[tuple[Message, int]] = dataclasses.field(default_factory=deque)  # with the link's breaks when sent
+
+
+Fault = Callable[[PeerId, PeerId, Message], float | None]
+"""(from, to, message as it is sent) -> seconds for which the link breaks now, the message lost; None: it travels."""
 
 
 class SimHost:
@@ -98,7 +110,7 @@ class SimHost:
         return result
 
     def clock(self) -> float:
-        return asyncio.get_running_loop().time()
+        return self.world.now()
 
     def total_gradients(self) -> int:
         return self.world.gradients  # an ideal heartbeat: everybody knows at once
@@ -159,11 +171,8 @@ class World:
         width = len(str(len(learners) - 1))
         self.names = list(names) if names else [f"w{i:0{width}}" for i in range(len(learners))]
         self.alive = [True] * len(learners)
-        self._links: dict[tuple[PeerId, PeerId], Link] = {}
-        self._arrival: dict[tuple[PeerId, PeerId], float] = {}
-        self._on_its_way: defaultdict[tuple[PeerId, PeerId], deque[tuple[Message, int]]] = defaultdict(deque)
-        slow_links = {frozenset((self.names[a], self.names[b])): f for a, b, f in scenario.slow_links}
-        self._slow_links = slow_links
+        self._ways: dict[tuple[PeerId, PeerId], Way] = {}
+        self._slow_links = {frozenset((self.names[a], self.names[b])): f for a, b, f in scenario.slow_links}
         self.hosts = [SimHost(self, i, name) for i, name in enumerate(self.names)]
         self.runtimes = [
             Runtime(name, 1, learner, state, settings, host)
@@ -176,34 +185,37 @@ class World:
 
     def link(self, a: PeerId, b: PeerId) -> Link:
         """The link between two workers, in either order."""
-        key = (a, b) if a < b else (b, a)
-        if key not in self._links:
-            self._links[key] = Link()
-        return self._links[key]
+        return self._way(a, b).link
+
+    def _way(self, source: PeerId, to: PeerId) -> Way:
+        way = self._ways.get((source, to))
+        if way is None:
+            link, factor = Link(), self._slow_links.get(frozenset((source, to)), 1.0)
+            travel_s = self.scenario.latency_s + factor * self.scenario.vector_s
+            for one, other in ((source, to), (to, source)):
+                self._ways[one, other] = Way(one, self._by_name[other], link, travel_s)
+            way = self._ways[source, to]
+        return way
 
     def carry(self, source: PeerId, to: PeerId, message: Message) -> None:
         """One message on its way; what one worker sends to another arrives in order, or not at all."""
-        link = self.link(source, to)
-        if not link.up:
+        way = self._way(source, to)
+        if not way.link.up:
             return
         if self.fault is not None and (broken_s := self.fault(source, to, message)) is not None:
             self.cut(source, to, broken_s)
             return
-        loop = asyncio.get_running_loop()
-        travel = self.scenario.latency_s
-        if message.kind in CARRIES_VECTOR:
-            travel += self.scenario.vector_s * self._slow_links.get(frozenset((source, to)), 1.0)
-        at = max(loop.time() + travel, self._arrival.get((source, to), 0.0))
-        self._arrival[source, to] = at
+        travel_s = way.vector_s if message.kind in CARRIES_VECTOR else self.scenario.latency_s
+        way.arrival = max(self._loop.time() + travel_s, way.arrival)
         # Timers due at the same moment fire in no particular order, so each delivers the first message on its way.
-        self._on_its_way[source, to].append((message, link.breaks))
-        loop.call_at(at, self._deliver, source, to, link)
+        way.messages.append((message, way.link.breaks))
+        self._loop.call_at(way.arrival, self._deliver, way)
 
-    def _deliver(self, source: PeerId, to: PeerId, link: Link) -> None:
-        message, breaks = self._on_its_way[source, to].popleft()
-        if link.breaks == breaks and link.up:
-            self._note("m", source, to, message.kind, message.seq)
-            self._by_name[to].received(source, message)
+    def _deliver(self, way: Way) -> None:
+        message, breaks = way.messages.popleft()
+        if way.link.breaks == breaks and way.link.up:
+            self._note("m", way.source, way.to.me, message.kind, message.seq)
+            way.to.received(way.source, message)
 
     def cut(self, a: PeerId, b: PeerId, for_s: float) -> None:
         """Break the link for a while. Both ends hear of it, after what they do now."""
@@ -212,9 +224,8 @@ class World:
             return
         link.up = False
         link.breaks += 1
-        loop = asyncio.get_running_loop()
-        loop.call_soon(self._tell, a, b, False)
-        loop.call_later(for_s, self._mend, a, b)
+        self._loop.call_soon(self._tell, a, b, False)
+        self._loop.call_later(for_s, self._mend, a, b)
 
     def _mend(self, a: PeerId, b: PeerId) -> None:
         if all(self.alive[self.names.index(x)] for x in (a, b)):
@@ -250,7 +261,7 @@ class World:
 
     async def run(self) -> Result:
         """Start all workers at t = 0 and run to the end. Raises MemberLost when a synchronous run loses one."""
-        loop = asyncio.get_running_loop()
+        loop = self._loop = asyncio.get_running_loop()
         self._lost = ""
         samples = tuple(r.learner.samples for r in self.runtimes)
         view = View("simulated", tuple(self.names), samples)
@@ -316,7 +327,7 @@ class World:
     def on_record(self, worker: PeerId, event: str, fields: dict[str, Any]) -> None:
         """A line of a worker's history."""
         if self.records is not None:
-            self.records.append((asyncio.get_running_loop().time(), worker, event, fields))
+            self.records.append((self.now(), worker, event, fields))
 
     def _measure(self) -> None:
         if self.evaluate is None:
@@ -325,11 +336,14 @@ class World:
         mean = states.mean(0)
         loss, accuracy = self.evaluate(mean)
         spread = float((states - mean).pow(2).sum(1).mean().sqrt())
-        self.curve.append(Point(asyncio.get_running_loop().time(), self.gradients, loss, accuracy, spread))
+        self.curve.append(Point(self.now(), self.gradients, loss, accuracy, spread))
 
-    def _note(self, *what: object) -> None:
-        line = f"{asyncio.get_running_loop().time():.9f} {what}\n"
-        self._trace.update(line.encode())
+    def now(self) -> float:
+        """Virtual seconds."""
+        return self._loop.time()
+
+    def _note(self, what: str, one: PeerId, other: PeerId = "", kind: int = 0, seq: int = 0) -> None:
+        self._trace.update(f"{self._loop.time()!r} {what} {one} {other} {kind:d} {seq}\n".encode())
 
 
 def population(settings: Settings, workers: int) -> tuple[list[Learner], list[Tensor]]:

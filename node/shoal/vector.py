@@ -183,5 +183,6 @@ def _by(shape: Sequence[int]) -> str:
 
 
 def is_finite(vector: Tensor) -> bool:
-    """Whether no element is NaN or infinite: one pass, for a float64 sum of float32 cannot overflow."""
-    return bool(torch.isfinite(vector.sum(dtype=torch.float64)))
+    """Whether no element of (n,) is NaN or infinite."""
+    # One cheap pass; a sum of squares may overflow though every element is finite, and only then each is looked at.
+    return math.isfinite(torch.dot(vector, vector).item()) or bool(torch.isfinite(vector).all())

@@ -183,7 +183,7 @@ async def test_the_sum_is_kept_over_500_averages_with_cuts_in_every_message_that
 
 async def test_an_average_that_a_stop_leaves_half_done_is_settled_by_the_next_incarnations(tmp_path: Path) -> None:
     """The commit is in one checkpoint, the delta in doubt in the other; they meet when the nodes go on."""
-    shears = Shears(2, severed=("COMMIT", 20))
+    shears = Shears(2, severed=("COMMIT", 10))
     async with drifting(tmp_path, shears, rounds=60, seed=2) as it:
         nodes = await it.start_all()
         await asyncio.wait_for(shears.is_severed.wait(), PATIENCE_S)
@@ -192,7 +192,7 @@ async def test_an_average_that_a_stop_leaves_half_done_is_settled_by_the_next_in
         assert await it.codes(*nodes) == [STOPPED] * N
         stopped = account(it.x0, nodes)
         assert stopped.committed - stopped.served
-        assert stopped.miss > 100 * stopped.bound
+        assert stopped.miss > stopped.bound
         shears.mend()
         nodes = await it.start_all()
         assert await it.codes(*nodes) == [0] * N
@@ -215,7 +215,7 @@ async def test_the_sum_is_kept_when_one_node_stops_and_comes_back_to_the_others(
 
 async def test_the_mean_model_waits_for_averages_that_one_end_has_not_done_yet(tmp_path: Path) -> None:
     """Who serves an average may hear that all have finished, on the control stream, before it hears of the commit."""
-    async with drifting(tmp_path, Shears(4, late={"COMMIT": 0.5}), rounds=5, seed=4) as it:
+    async with drifting(tmp_path, Shears(4, late={"COMMIT": 0.5}), rounds=2, seed=4) as it:
         nodes = await it.start_all()
         assert await it.codes(*nodes) == [0] * N
     books = account(it.x0, nodes)

@@ -1,6 +1,7 @@
 """Bad input: each ends in one or two lines that say what was wrong and what to do, and in nothing lost."""
 
 import asyncio
+import contextlib
 import dataclasses
 import fcntl
 import json
@@ -14,7 +15,8 @@ import pytest
 import safetensors.torch
 import torch
 from nodes_kit import GATED, Shoal, assert_one_model, errors, log, losses, mean_model, shoal_command, shoal_in
-from puppet import puppet
+from puppet import Puppet, puppet
+from transport_kit import Got
 
 from shoal import checkpoint
 from shoal.data.loading import load_task, task_document
@@ -233,17 +235,18 @@ NEXT_PROTOCOL = "import sys; from shoal import hello; hello.PROTOCOL_VERSION = 2
 
 def test_nodes_that_do_not_fit_are_refused_by_name_and_harm_nobody(folder: Path) -> None:
     (folder / "gate").write_text("5")
-    with shoal_in(folder, task=GATED, data_dir=folder, rounds=10) as shoal:
+    with shoal_in(folder, task=GATED, data_dir=folder, rounds=10, min_nodes=2) as shoal:
         pair = shoal.start_all(2)
         shoal.until_step(5, *pair)
         misfits = {
-            "name: ": shoal.start("task", task=f"{folder / 'tasks.py'}:Another", partition="iid"),
+            "classes: node-1-": shoal.start("task", task=f"{folder / 'tasks.py'}:Another"),
             "protocol 2": shoal.start("protocol", entry=("-c", NEXT_PROTOCOL)),
             "of shoal 'elsewhere'": shoal.start("elsewhere", shoal="elsewhere"),
-            "lr: ": shoal.start("run", lr=0.3),
+            "lr: node-1-": shoal.start("run", lr=0.3),
         }
         for key, node in misfits.items():
             shoal.until_logged(f"refused {node.name}-", pair[0])
+            shoal.until_logged("refuses: ", node)
             shoal.until_logged(key, node)
             (ours,) = (line for line in log(pair[0]).splitlines() if f"refused {node.name}-" in line)
             assert key in ours, "the other side names it, too"
@@ -265,30 +268,52 @@ def dtype_unknown(header: pb.Header) -> None:
 
 
 async def test_vectors_that_cannot_be_change_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """An average is answered with one bad vector after the other; then the node trains on as if alone."""
-    run = {"rounds": 20, "lr": 0.05, "partition": "iid"}
-    with shoal_in(tmp_path, **run) as shoal:
+    """Averages are answered with one bad vector after the other; then the node trains on as if alone."""
+    run = {"rounds": 20, "lr": 0.05, "task": GATED}
+    gate = Gate(tmp_path)
+    with shoal_in(tmp_path, data_dir=tmp_path, **run) as shoal:
         node = shoal.start("node", min_nodes=2)
         async with puppet(settings_of(shoal, **run), min_nodes=2) as bad:
             await bad.meet(await address_of(shoal, node))
             whole = torch.zeros(bad.elements)
 
-            bad.answer(await bad.offer(), whole[1:])
-            await said(shoal, node, f"vector from puppet-000000 has {4 * bad.elements - 4} bytes")
-            bad.answer(await bad.offer(), whole, dtype_unknown)
-            await said(shoal, node, "dtype 9")
+            bad.answer(await gate.offer(bad), whole[1:])
+            await said(shoal, node, f"vector from puppet-000000 has {4 * bad.elements - 4} bytes (19 elements), expected")
+            bad.answer(await gate.offer(bad), whole, dtype_unknown)
+            await said(shoal, node, "ACCEPT with a vector of dtype 9, expected 1 (float32)")
             with monkeypatch.context() as patched:
                 patched.setattr(frames.zlib, "crc32", lambda *_: 1)
-                bad.answer(await bad.offer(), whole)
+                bad.answer(await gate.offer(bad), whole)
                 await said(shoal, node, "vector from puppet-000000 has crc32 ")
             for value in (math.nan, math.inf):
-                offer = await bad.offer()
-                bad.answer(offer, torch.full_like(whole, value))
-            await bad.offer()
-            await said(shoal, node, "vector from puppet-000000 is not finite")
+                bad.answer(await gate.offer(bad), torch.full_like(whole, value))
+                assert (await bad.messages.get()).header.reason == "your vector is not finite"
+            await said(shoal, node, "vector from puppet-000000 holds NaN or Inf")
             bad.leave()
+            gate.open()
             assert await asyncio.to_thread(shoal.codes) == [0]
-        assert_trained_alone(node, Settings(task="quadratic", **{**run, "rounds": 40}))  # type: ignore[arg-type]
+        alone = Settings(**{**run, "rounds": 40, "partition": "iid"})  # type: ignore[arg-type]
+        await asyncio.to_thread(assert_trained_alone, node, alone)
+
+
+class Gate:
+    """Lets the node make one step after the other until it offers an average."""
+
+    def __init__(self, folder: Path) -> None:
+        self._file, self._steps = folder / "gate", 0
+        self._file.write_text("0")
+
+    async def offer(self, to: Puppet) -> Got:
+        while True:
+            with contextlib.suppress(TimeoutError):
+                return await asyncio.wait_for(to.offer(), 0.5)
+            self._steps += 1
+            following = self._file.with_name("next")
+            following.write_text(str(self._steps))
+            following.replace(self._file)
+
+    def open(self) -> None:
+        self._file.unlink()
 
 
 async def said(shoal: Shoal, node: NodeProcess, words: str) -> None:

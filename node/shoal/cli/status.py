@@ -3,6 +3,7 @@
 import http.client
 import json
 import time
+from pathlib import Path
 from typing import Annotated, Any, TypeGuard
 
 import typer
@@ -14,8 +15,8 @@ from rich.text import Text
 from shoal.cli.terminal import JsonFile, printable, write_json
 from shoal.errors import UserError
 from shoal.fields import parse_address
+from shoal.settings import field
 
-DEFAULT_PORT = 7460
 TIMEOUT_S = 5.0
 REFRESH_S = 1.0
 MAX_BYTES = 8 << 20
@@ -28,12 +29,13 @@ PIPE_WIDTH = 160
 
 def command(
     address: Annotated[
-        str, typer.Argument(metavar="ADDR", help="HOST[:PORT] of the node's http address.")
-    ] = f"127.0.0.1:{DEFAULT_PORT}",
+        str, typer.Argument(metavar="ADDR", help="HOST:PORT of the node's http address, or its state folder.")
+    ] = str(field("state_dir").default),
     watch: Annotated[bool, typer.Option("--watch", help="Refresh every second until Ctrl-C.")] = False,
     json_file: JsonFile = None,
 ) -> None:
     """Show a running node and its members: progress, loss, held-out accuracy, and what is waited for."""
+    address = of_folder(Path(address)) if Path(address).is_dir() else address
     status = fetch(address)
     write_json(json_file, status)
     if str(json_file) == "-":
@@ -50,6 +52,14 @@ def command(
             status = fetch(address)
             write_json(json_file, status)
             live.update(render(status), refresh=True)
+
+
+def of_folder(folder: Path) -> str:
+    """The http address of the node that runs on that state folder. Raises UserError when none does."""
+    try:
+        return str(json.loads((folder / "node.json").read_text())["http"])
+    except (OSError, ValueError, KeyError, TypeError):
+        raise UserError(f"no node runs on {folder}: start one, or give the http address of another") from None
 
 
 def fetch(address: str) -> dict[str, Any]:
@@ -79,12 +89,10 @@ def fetch(address: str) -> dict[str, Any]:
 def _host_and_port(address: str) -> tuple[str, int]:
     if "://" in address:
         raise UserError(f"ADDR is HOST:PORT without a scheme, got {address!r}; the status is served by plain http")
-    ipv6_alone = address.startswith("[") and address.endswith("]")
-    with_port = f"{address}:{DEFAULT_PORT}" if ":" not in address or ipv6_alone else address
     try:
-        return parse_address(with_port)
+        return parse_address(address)
     except ValueError as expected:
-        raise UserError(f"ADDR must be {expected}; got {address!r}") from None
+        raise UserError(f"ADDR must be {expected}, or the state folder of a node that runs; got {address!r}") from None
 
 
 def _parsed(address: str, body: bytes) -> dict[str, Any]:

@@ -1,10 +1,12 @@
 """`python -m shoal.trainer CONTROL_FD MEMORY_FD`: started by the daemon, and of no use to anybody else."""
 
 import asyncio
+import logging
 import os
 import signal
 import socket
 import sys
+import threading
 
 import torch
 
@@ -12,10 +14,35 @@ from shoal.link import Channel
 from shoal.settings import Settings
 from shoal.trainer.host import TrainerHost, report_failure
 
+LEVELS = ("debug", "info", "warning", "error")
+TEXT_LIMIT = 4000
+"""Characters of a line, or of a traceback, that the user's code logs."""
+
+
+class ToDaemon(logging.Handler):
+    """What the trainer's code logs becomes a line of the node's log."""
+
+    def __init__(self, channel: Channel) -> None:
+        super().__init__()
+        self._channel, self._loop = channel, asyncio.get_running_loop()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """At once on the loop's own thread, also while that loads; from others by way of the loop."""
+        level = "error" if record.levelno >= logging.ERROR else logging.getLevelName(record.levelno).lower()
+        text = self.format(record)[:TEXT_LIMIT]
+        if threading.current_thread() is threading.main_thread():
+            self._send(level, text)
+        else:
+            self._loop.call_soon_threadsafe(self._send, level, text)
+
+    def _send(self, level: str, text: str) -> None:
+        self._channel.send("event", level=level if level in LEVELS else "info", text=text)
+
 
 async def main(control_fd: int, memory_fd: int) -> None:
     """Until the daemon says stop, or its end of the socket closes."""
     channel = await Channel.open(socket.socket(fileno=control_fd))
+    logging.basicConfig(level=logging.INFO, handlers=[ToDaemon(channel)])
     first = await channel.receive()
     if first is None:
         return

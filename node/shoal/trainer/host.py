@@ -70,6 +70,7 @@ class TrainerHost:
         self._beside: set[asyncio.Task[None]] = set()
         self._counts = Counts.nothing()
         self._sound = True  # the model is worth a checkpoint
+        self._warned_of: set[PeerId] = set()
 
     # --- runtime.Host -------------------------------------------------------------------------------------------
 
@@ -196,7 +197,10 @@ class TrainerHost:
             if peer in self._connections:
                 for node, gradients in ((peer, message.gradients), *message.heard):
                     self._learn(node, gradients)
+                refused = self.runtime.settlement.tally.refused
                 self.runtime.received(peer, message)
+                if self.runtime.settlement.tally.refused > refused:
+                    self._warn_of(peer)
         except PeerError as error:
             if self.settings.synchronous:
                 self._failed(error)  # its post would not get better by being repeated
@@ -205,6 +209,13 @@ class TrainerHost:
         finally:
             if slot >= 0:
                 self.channel.send("free", slot=slot)
+
+    def _warn_of(self, peer: PeerId) -> None:
+        """Once, and not for each of its vectors: they will hardly become better."""
+        if peer not in self._warned_of:
+            self._warned_of.add(peer)
+            text = f"vector from {peer} holds NaN or Inf: its model has diverged, and nobody averages with it"
+            self.channel.send("event", level="warning", text=text)
 
     def _learn(self, node: PeerId, gradients: int) -> None:
         if node != self.runtime.me and gradients > self._others.get(node, -1):

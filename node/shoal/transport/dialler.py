@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import random
+import re
 from typing import Any
 
 import grpc
@@ -20,6 +21,8 @@ STAND_TIMEOUT_S = 5.0
 """How long both streams may take to stand."""
 
 log = logging.getLogger(__name__)
+
+_PREAMBLE = re.compile(r"^failed to connect to all addresses; last error: (?:[A-Z_]+: )?(?:\S+: )?")
 
 
 class Dialler:
@@ -147,8 +150,8 @@ async def _watch(connection: Connection, call: Any) -> None:
 
 
 def _words(code: grpc.StatusCode, details: str | None) -> str:
-    """A status in words; they are the peer's, and go into logs."""
-    words = (details or code.name)[: channels.REASON_LIMIT]
+    """A status in words; they are the peer's, and go into logs. Of gRPC's own the last tells most."""
+    words = _PREAMBLE.sub("", details or code.name)[: channels.REASON_LIMIT]
     return "".join(c if c.isprintable() else " " for c in words)
 
 
