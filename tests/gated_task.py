@@ -14,8 +14,8 @@ FAR = 100.0
 
 
 class Gated(Quadratic):
-    """`quadratic` that begins far away. While there is a file `gate` in --data-dir with a number in it, a gradient after
-    that many is not finished."""
+    """`quadratic` that begins far away. While there is a file `gate` in --data-dir with a number in it, a gradient
+    after that many is not finished."""
 
     name = "gated"
 

@@ -1,4 +1,4 @@
-"""What the tests of whole nodes share: real processes on loopback, waiting for what they do, and reading what they say."""
+"""What the tests of whole nodes share: real processes on loopback, waiting for what they do, reading what they say."""
 
 import contextlib
 import os
@@ -68,16 +68,16 @@ class Shoal:
     def until_logged(self, words: str, *nodes: NodeProcess) -> None:
         """Until each has written that."""
         for node in nodes:
-            self.until(lambda: words in log(node), f"{node.name} says {words!r}")
+            self.until(lambda node=node: words in log(node), f"{node.name} says {words!r}")
 
     def until_step(self, step: int, *nodes: NodeProcess) -> None:
         """Until each has come so far."""
         for node in nodes:
-            self.until(lambda: own(node).get("step", 0) >= step, f"{node.name} takes {step} steps")
+            self.until(lambda node=node: own(node).get("step", 0) >= step, f"{node.name} takes {step} steps")
 
     def codes(self, *nodes: NodeProcess) -> list[int]:
         """Exit codes of these nodes (default all), once they have ended."""
-        return [self.until(lambda: _code(n), f"{n.name} ends")[0] for n in nodes or self.nodes]
+        return [self.until(lambda n=n: _code(n), f"{n.name} ends")[0] for n in nodes or self.nodes]
 
     def close(self) -> None:
         """Kills what runs still, trainers first: a daemon that hangs must not hide one."""

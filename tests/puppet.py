@@ -1,4 +1,4 @@
-"""A member of a shoal that lives in the test: the node's own transport and membership, no trainer, hand-made messages."""
+"""A member that lives in the test: the node's own transport and membership, no trainer, hand-made messages."""
 
 import asyncio
 import contextlib

@@ -10,7 +10,19 @@ import pytest
 import torch
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
-from nodes_kit import GATED, Shoal, assert_one_model, events, log, losses, mean_model, own, shoal_command, shoal_in, states
+from nodes_kit import (
+    GATED,
+    Shoal,
+    assert_one_model,
+    events,
+    log,
+    losses,
+    mean_model,
+    own,
+    shoal_command,
+    shoal_in,
+    states,
+)
 from prometheus_client.parser import text_string_to_metric_families
 
 from shoal.demo.fleet import NodeProcess

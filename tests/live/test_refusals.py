@@ -7,7 +7,7 @@ import fcntl
 import json
 import math
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,6 @@ from transport_kit import Got
 from shoal import checkpoint
 from shoal.data.loading import load_task, task_document
 from shoal.demo.fleet import NodeProcess
-from shoal.errors import Mismatch
 from shoal.learner import initial_state
 from shoal.settings import Settings
 from shoal.simulation import Scenario, population, simulate
@@ -200,7 +199,9 @@ def test_a_checkpoint_that_cannot_be_used(
     ],
     ids=["not symmetric", "given twice", "not stochastic", "not connected", "not lazy"],
 )
-async def test_a_mixing_matrix_that_d2_may_not_use(tmp_path: Path, edges: str, args: dict[str, str], expected: str) -> None:
+async def test_a_mixing_matrix_that_d2_may_not_use(
+    tmp_path: Path, edges: str, args: dict[str, str], expected: str
+) -> None:
     graph = tmp_path / "graph"
     graph.write_text(edges)
     run = {"algorithm": "d2", "topology": f"file:{graph}", "mixing": "file" if edges else "metropolis", **args}
@@ -230,7 +231,9 @@ async def address_of(shoal: Shoal, node: NodeProcess) -> str:
 
 # --- peers that do not fit --------------------------------------------------------------------------------------------
 
-NEXT_PROTOCOL = "import sys; from shoal import hello; hello.PROTOCOL_VERSION = 2; from shoal.cli import main; sys.exit(main())"
+NEXT_PROTOCOL = (
+    "import sys; from shoal import hello; hello.PROTOCOL_VERSION = 2; from shoal.cli import main; sys.exit(main())"
+)
 
 
 def test_nodes_that_do_not_fit_are_refused_by_name_and_harm_nobody(folder: Path) -> None:
@@ -278,7 +281,9 @@ async def test_vectors_that_cannot_be_change_nothing(tmp_path: Path, monkeypatch
             whole = torch.zeros(bad.elements)
 
             bad.answer(await gate.offer(bad), whole[1:])
-            await said(shoal, node, f"vector from puppet-000000 has {4 * bad.elements - 4} bytes (19 elements), expected")
+            await said(
+                shoal, node, f"vector from puppet-000000 has {4 * bad.elements - 4} bytes (19 elements), expected"
+            )
             bad.answer(await gate.offer(bad), whole, dtype_unknown)
             await said(shoal, node, "ACCEPT with a vector of dtype 9, expected 1 (float32)")
             with monkeypatch.context() as patched:

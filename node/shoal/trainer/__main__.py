@@ -42,7 +42,7 @@ class ToDaemon(logging.Handler):
 async def main(control_fd: int, memory_fd: int) -> None:
     """Until the daemon says stop, or its end of the socket closes."""
     channel = await Channel.open(socket.socket(fileno=control_fd))
-    logging.basicConfig(level=logging.INFO, handlers=[ToDaemon(channel)])
+    logging.basicConfig(level=logging.INFO, handlers=[ToDaemon(channel)], format="%(message)s")
     first = await channel.receive()
     if first is None:
         return

@@ -1,0 +1,138 @@
+"""What a worker does around its algorithm: when its model is final, how it leaves, and how long it is kept busy."""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import Any, TypeVar
+
+import pytest
+import torch
+from small_tasks import Line, learner
+
+from shoal.messages import Kind, Message
+from shoal.runtime import FIRST_PATIENCE_S, Runtime, View
+from shoal.settings import Settings
+
+T = TypeVar("T")
+
+
+class Host:
+    """`runtime.Host` whose clock the test turns. The run has its gradients already, so nothing is computed."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+        self.sent: list[tuple[str, Kind]] = []
+
+    def send(self, peer: str, message: Message) -> None:
+        self.sent.append((peer, message.kind))
+
+    def compute(self, work: Callable[[], T]) -> Awaitable[T]:
+        raise NotImplementedError
+
+    def clock(self) -> float:
+        return self.now
+
+    def total_gradients(self) -> int:
+        return 1
+
+    def counted(self) -> None:
+        raise NotImplementedError
+
+    def record(self, event: str, **fields: Any) -> None:
+        """Nobody reads it."""
+
+
+class Worker:
+    """Worker b, which is done with its part and serves a, c and d."""
+
+    def __init__(self) -> None:
+        self.host = Host()
+        made = learner(Line())
+        self.d = made.model.layout.d
+        settings = Settings(algorithm="ad-psgd", rounds=1)
+        self.runtime = Runtime("b", 1, made, torch.zeros(self.d), settings, self.host)
+        for peer in "acd":
+            self.runtime.up(peer)
+
+    def hears(self, peer: str, kind: Kind, at_s: float = 0.0) -> list[tuple[str, Kind]]:
+        """What it says to that."""
+        self.host.now = at_s
+        before = len(self.host.sent)
+        vector = torch.ones(self.d) if kind is Kind.VALUES else None
+        self.runtime.received(peer, Message(kind, seq=1, initiator=1, vector=vector))
+        return self.host.sent[before:]
+
+
+@pytest.fixture
+async def b() -> Worker:
+    worker = Worker()
+    await worker.runtime.run()
+    return worker
+
+
+# --- the mean -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("how", ["its commit comes", "its connection breaks, and the answer comes"])
+async def test_a_model_is_not_final_while_an_average_is_promised(b: Worker, how: str) -> None:
+    b.hears("a", Kind.OFFER)
+    assert b.hears("a", Kind.VALUES) == [("a", Kind.READY)]
+    mean = asyncio.get_running_loop().create_task(b.runtime.form_mean(View("v", ("a", "b", "c"), (1, 1, 1))))
+    await asyncio.sleep(0)
+    assert Kind.POST not in dict(b.host.sent).values()
+    if how == "its commit comes":
+        b.hears("a", Kind.COMMIT)
+    else:
+        b.runtime.down("a")
+        b.runtime.up("a")
+        b.runtime.received("a", Message(Kind.VERDICT, seq=1, initiator=1, committed=True))
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    assert ("c", Kind.POST) in b.host.sent
+    assert torch.equal(b.runtime.state, torch.full((b.d,), 0.5))
+    mean.cancel()
+
+
+async def test_who_is_not_in_the_mean_is_not_waited_for(b: Worker) -> None:
+    b.hears("d", Kind.OFFER)
+    b.hears("d", Kind.VALUES)
+    b.runtime.down("d")
+    assert b.runtime.settlement.in_doubt == 1
+    mean = asyncio.get_running_loop().create_task(b.runtime.form_mean(View("v", ("a", "b", "c"), (1, 1, 1))))
+    await asyncio.sleep(0)
+    assert ("c", Kind.POST) in b.host.sent
+    mean.cancel()
+
+
+# --- leaving --------------------------------------------------------------------------------------------------------
+
+
+async def test_who_is_about_to_leave_settles_what_it_serves_and_begins_nothing(b: Worker) -> None:
+    asked = b.runtime.begin(b.runtime.average("c"))
+    await asyncio.sleep(0)
+    b.hears("a", Kind.OFFER)
+    b.runtime.retire()
+    assert b.host.sent[-1] == ("c", Kind.ABORT)
+    assert b.hears("d", Kind.OFFER) == [("d", Kind.BUSY)]
+    assert b.hears("a", Kind.VALUES) == [("a", Kind.READY)]
+    assert b.hears("a", Kind.COMMIT) == [("a", Kind.CONFIRM)]
+    assert b.runtime.settlement.idle
+    with pytest.raises(asyncio.CancelledError):
+        await asked
+
+
+# --- patience -------------------------------------------------------------------------------------------------------
+
+
+async def test_an_initiator_that_says_nothing_more_gives_way_to_another(b: Worker) -> None:
+    assert b.hears("a", Kind.OFFER) == [("a", Kind.ACCEPT)]
+    assert b.hears("c", Kind.OFFER, at_s=FIRST_PATIENCE_S + 1) == [("a", Kind.REFUSE), ("c", Kind.ACCEPT)]
+
+
+async def test_the_time_of_an_offer_that_was_held_counts_from_its_turn(b: Worker) -> None:
+    assert b.hears("a", Kind.OFFER) == [("a", Kind.ACCEPT)]
+    assert b.hears("c", Kind.OFFER, at_s=1) == []
+    assert b.hears("a", Kind.ABORT, at_s=FIRST_PATIENCE_S - 1) == [("c", Kind.ACCEPT)]
+    assert b.hears("d", Kind.OFFER, at_s=FIRST_PATIENCE_S + 1) == []
+    assert b.runtime.settlement.serving == ("c", 1)
+    b.hears("d", Kind.ABORT)
+    assert ("c", Kind.REFUSE) in b.hears("d", Kind.OFFER, at_s=2 * FIRST_PATIENCE_S + 1)
