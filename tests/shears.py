@@ -5,6 +5,7 @@ import collections
 import contextlib
 import random
 from collections.abc import AsyncIterator, Callable, Mapping
+from typing import NamedTuple
 
 from google.protobuf.message import DecodeError
 
@@ -19,13 +20,21 @@ MESSAGE_HEAD = 5
 """gRPC's own prefix of a message: a flag and a length."""
 
 
+class Stage(NamedTuple):
+    """A message in a frame: a kind, such as COMMIT, or `VALUES chunk` and `VALUES trailer` for what follows a header.
+    "" is anything that is not part of an exchange."""
+
+    name: str
+    start: int  # byte of the frame
+    stop: int
+
+
 class Shears:
     """Where to cut: inside the messages of an exchange with one chance, elsewhere with another. Counts the cuts.
 
-    A stage is a kind of message, such as COMMIT; `VALUES chunk` and `VALUES trailer` are what follows its header.
-    Of those in `surely`, so many are cut before chance decides. What is `late` travels so many seconds longer, and
-    whatever comes after it on its connection, too. With `severed` = (stage, k), the k-th of that stage is cut and
-    everything else with it, until `mend`.
+    Of the stages in `surely`, so many are cut before chance decides. What is `late` travels so many seconds longer,
+    and whatever comes after it on its connection, too. With `severed` = (stage, k), the k-th of that stage is cut
+    and all connections with it, until `mend`.
     """
 
     def __init__(
@@ -40,7 +49,8 @@ class Shears:
     ) -> None:
         self.cuts: collections.Counter[str] = collections.Counter()
         self.is_severed = asyncio.Event()
-        self._severed, self._seen = severed, 0
+        self._severed = severed
+        self._seen: collections.Counter[str] = collections.Counter()
         self._rng = random.Random(seed)
         self._chance, self._elsewhere = chance, elsewhere
         self._surely, self._late = surely or {}, late or {}
@@ -49,21 +59,20 @@ class Shears:
         """Connections may stand again."""
         self.is_severed.clear()
 
-    def delay_s(self, stages: list[tuple[str, int, int]]) -> float:
+    def delay_s(self, stages: list[Stage]) -> float:
         """How long a frame with these stages is held."""
-        return sum(self._late.get(stage, 0.0) for stage, _, _ in stages)
+        return sum(self._late.get(stage.name, 0.0) for stage in stages)
 
-    def cut(self, stages: list[tuple[str, int, int]]) -> int | None:
-        """How many bytes of a frame may pass, None for all; `stages` are (stage, from byte, to byte) in it."""
-        for stage, start, stop in stages:
-            surely = self.cuts[stage] < self._surely.get(stage, 0)
-            if self._severed is not None and stage == self._severed[0]:
-                self._seen += 1
-                if self._seen == self._severed[1]:
-                    surely = True
+    def cut(self, stages: list[Stage]) -> int | None:
+        """How many bytes may pass of a frame that holds these stages; None for all."""
+        for name, start, stop in stages:
+            self._seen[name] += 1
+            severed = self._severed == (name, self._seen[name])
+            surely = severed or self.cuts[name] < self._surely.get(name, 0)
+            if surely or self._rng.random() < (self._chance if name else self._elsewhere):
+                self.cuts[name or "elsewhere"] += 1
+                if severed:
                     self.is_severed.set()
-            if surely or self._rng.random() < (self._chance if stage else self._elsewhere):
-                self.cuts[stage or "elsewhere"] += 1
                 return self._rng.randrange(start, stop)
         return None
 
@@ -75,8 +84,8 @@ class Follower:
         self._rest = b""
         self._carrier = ""  # the message whose vector comes next
 
-    def stages(self, frame: bytes) -> list[tuple[str, int, int]]:
-        """(stage, from byte, to byte) of each message that ends in this frame; "" is the stage of anything else."""
+    def stages(self, frame: bytes) -> list[Stage]:
+        """Of all messages that end in this frame."""
         found = []
         if frame[3] == DATA:
             self._rest += frame[FRAME_HEAD:]
@@ -85,20 +94,21 @@ class Follower:
                 if len(self._rest) < end:
                     break
                 start = max(FRAME_HEAD, len(frame) - len(self._rest))
-                found.append((self._stage(self._rest[MESSAGE_HEAD:end]), start, len(frame) - len(self._rest) + end))
+                stop = len(frame) - len(self._rest) + end
+                found.append(Stage(self._name(self._rest[MESSAGE_HEAD:end]), start, stop))
                 self._rest = self._rest[end:]
-        return found or [("", 0, len(frame))]
+        return found or [Stage("", 0, len(frame))]
 
-    def _stage(self, message: bytes) -> str:
+    def _name(self, message: bytes) -> str:
         try:
             frame = pb.ExchangeRequest.FromString(message)
         except DecodeError:  # a Hello, or a control frame
             return ""
         if frame.WhichOneof("frame") != "header":
             return f"{self._carrier} {frame.WhichOneof('frame')}" if self._carrier else ""
-        stage = Kind(frame.header.kind).name if frame.header.kind else ""
-        self._carrier = stage if frame.header.HasField("vector") else ""
-        return stage
+        name = Kind(frame.header.kind).name if frame.header.kind else ""
+        self._carrier = name if frame.header.HasField("vector") else ""
+        return name
 
 
 class Proxy:

@@ -184,7 +184,10 @@ class Daemon:
         else:
             where = "no checkpoint was written"
         told = 0 < code < 128  # by `_fail`, when it happened
-        log.info("%s", where if told else f"{reason}; {where}")
+        if not told:
+            where = f"{reason}; {where}"
+        if not told or self.membership.view is not None:
+            log.info("%s", where)
 
     # --- the trainer --------------------------------------------------------------------------------------------
 

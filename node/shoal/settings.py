@@ -94,11 +94,16 @@ class Settings:
         "complete",
         "Who talks to whom: complete, ring, exponential, torus, hypercube, random:DEGREE, star, file:PATH.",
         "run",
+        form=matches(
+            r"complete|ring|exponential|torus|hypercube|star|random:\d{1,6}|file:.+",
+            "complete, ring, exponential, torus, hypercube, star, random:DEGREE or file:PATH",
+        ),
     )
     mixing: str = setting(
         "metropolis",
         "Weights of the edges: metropolis, uniform:W (every edge W), or file (taken from file:PATH).",
         "run",
+        form=matches(r"metropolis|uniform:[\d.e-]+|file", "metropolis, uniform:W (such as uniform:0.25) or file"),
     )
     lazy: str = setting(
         "auto",

@@ -77,6 +77,8 @@ def refused(folder: Path, *args: str) -> str:
         (["--listen", "0.0.0.0:0"], "listen = 0.0.0.0:0 is beyond loopback, where anyone could join"),
         (["--listen", "[::]:7000"], "give --insecure if that is meant"),
         (["--peers", "nowhere"], "peers = 'nowhere' must be HOST:PORT"),
+        (["--topology", "rng"], "topology = 'rng' must be complete, ring, "),
+        (["--algorithm", "d2", "--mixing", "uniform"], "mixing = 'uniform' must be metropolis, uniform:W ("),
     ],
 )
 def test_a_setting_that_cannot_be(folder: Path, args: list[str], expected: str) -> None:
