@@ -371,7 +371,7 @@ class Daemon:
             if now >= next_status:
                 next_status = now + STATUS_S
                 self._publish()
-            if now >= next_progress and self.membership.view is not None:
+            if now >= next_progress and self.ready is not None:
                 next_progress = now + PROGRESS_S
                 self._log_progress()
             self.web.beat()
@@ -385,6 +385,10 @@ class Daemon:
             self.child.channel.send("totals", gradients=others)
 
     def _log_progress(self) -> None:
+        if self.membership.view is None:
+            others = self.discovery.others_seen() if self.discovery else ""
+            log.info("waiting: %s%s", self.membership.waiting or "for members", f"; {others}" if others else "")
+            return
         t, (right, total) = self.trained, self.membership.held_out()
         loss = "-" if t.get("loss") is None else f"{t['loss']:.4f}"
         accuracy = f"{right / total:.3f}" if total else "-"
@@ -414,6 +418,8 @@ def check_exposure(settings: Settings) -> None:
             loopback = host == "localhost" or ipaddress.ip_address(host).is_loopback
         except ValueError:
             loopback = False
+        if name == "listen" and host in ("0.0.0.0", "::") and settings.insecure and not settings.advertise:
+            raise SettingsError(f"listen = {address} is no address that others can dial; give --advertise HOST:PORT")
         if not loopback and not settings.insecure:
             raise SettingsError(
                 f"{name} = {address} is beyond loopback, where anyone could join, or read what this node "

@@ -7,6 +7,7 @@ die. The same scenario gives the same trace, digest and models.
 import asyncio
 import dataclasses
 import hashlib
+import math
 import random
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -19,7 +20,7 @@ from torch import Tensor
 from shoal import virtual_time
 from shoal.data.loading import load_task, local_data
 from shoal.data.task import Data, Place, Task
-from shoal.errors import MemberLost, SettingsError
+from shoal.errors import Diverged, MemberLost, PeerError, SettingsError
 from shoal.learner import Learner, initial_state
 from shoal.messages import CARRIES_VECTOR, Message, PeerId
 from shoal.runtime import Runtime, View
@@ -116,6 +117,9 @@ class SimHost:
         return self.world.gradients  # an ideal heartbeat: everybody knows at once
 
     def counted(self) -> None:
+        loss = self.world.runtimes[self.index].last_loss
+        if not math.isfinite(loss):
+            raise Diverged(f"the loss of {self.me} is {loss}: the model has diverged; try a smaller --lr")
         self.world.on_count(self.index)
 
     def record(self, event: str, **fields: Any) -> None:
@@ -215,7 +219,10 @@ class World:
         message, breaks = way.messages.popleft()
         if way.link.breaks == breaks and way.link.up:
             self._note("m", way.source, way.to.me, message.kind, message.seq)
-            way.to.received(way.source, message)
+            try:
+                way.to.received(way.source, message)
+            except PeerError as error:
+                self._end(error)
 
     def cut(self, a: PeerId, b: PeerId, for_s: float) -> None:
         """Break the link for a while. Both ends hear of it, after what they do now."""
@@ -263,6 +270,7 @@ class World:
         """Start all workers at t = 0 and run to the end. Raises MemberLost when a synchronous run loses one."""
         loop = self._loop = asyncio.get_running_loop()
         self._lost = ""
+        self._error: BaseException | None = None
         samples = tuple(r.learner.samples for r in self.runtimes)
         view = View("simulated", tuple(self.names), samples)
         finished = [float("nan")] * len(self.names)
@@ -282,16 +290,28 @@ class World:
             loop.call_at(cut.at_s, self.cut, self.names[cut.a], self.names[cut.b], cut.for_s)
         for crash in self.scenario.crashes:
             loop.call_at(crash.at_s, self._die, crash.worker)
-        ended = await asyncio.gather(*self._tasks, return_exceptions=True)
+        for task in self._tasks:
+            task.add_done_callback(self._on_end)
+        await asyncio.gather(*self._tasks, return_exceptions=True)
         if self._lost:
             what = f"{self._lost} died at t={loop.time():.3f} s"
             raise MemberLost(f"{what}; {self.settings.algorithm} cannot go on without it")
-        for error in ended:
-            if isinstance(error, BaseException) and not isinstance(error, asyncio.CancelledError):
-                raise error
+        if self._error is not None:
+            raise self._error
         await self._settle()
         self._measure()
         return self._result(finished)
+
+    def _on_end(self, task: "asyncio.Task[None]") -> None:
+        if not task.cancelled() and (error := task.exception()) is not None:
+            self._end(error)
+
+    def _end(self, error: BaseException) -> None:
+        """The first error of any worker ends the run of all."""
+        if self._error is None:
+            self._error = error
+            for task in self._tasks:
+                task.cancel()
 
     async def _settle(self) -> None:
         """Until no exchange between living workers is open: what broke is asked about when its link stands again."""

@@ -79,7 +79,7 @@ def test_ad_psgd_goes_on_without_a_member_that_was_killed(tmp_path: Path) -> Non
         shoal.until_step(20, first, second, victim)
         victim.process.kill()
         shoal.until_logged(f"warning: {victim.name}-", first, second)
-        assert states(first)[victim.name] == "gone"
+        shoal.until(lambda: states(first).get(victim.name) == "gone", "the status shows it as gone")
         let_go(tmp_path)
         assert shoal.codes(first, second) == [0, 0]
         assert_one_model([first, second])

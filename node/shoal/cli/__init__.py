@@ -42,6 +42,8 @@ Exit codes:
 4  the training diverged: its loss is no longer finite
 
 130  stopped by Ctrl-C
+
+143  stopped by SIGTERM
 """
 
 _USAGE_ERROR: Any = typer.BadParameter.__mro__[1]  # click's or typer's own, by version; typer does not export it

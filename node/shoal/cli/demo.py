@@ -1,5 +1,6 @@
 """`shoal demo`: five nodes with two labels each learn together what none of them can learn alone."""
 
+import dataclasses
 import math
 import tempfile
 import time
@@ -63,7 +64,9 @@ def command(
     report.picture(out / "demo.png", rows, histograms, real[0]["classes"], title)
     console.print(f"Picture: {out / 'demo.png'}", highlight=False)
     verdicts = [_verdict(console, row, max(a.accuracy for a in alone), pooled.accuracy) for row in mine]
-    write_json(json_file, {"rows": [vars(r) for r in rows], "holds": all(verdicts), "runs": real, "seed": seed})
+    write_json(
+        json_file, {"rows": [dataclasses.asdict(r) for r in rows], "holds": all(verdicts), "runs": real, "seed": seed}
+    )
     return 0 if all(verdicts) else 1
 
 
