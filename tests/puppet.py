@@ -2,19 +2,22 @@
 
 import asyncio
 import contextlib
+import dataclasses
 import random
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 import torch
+from nodes_kit import Shoal
 from transport_kit import Got, Recorder
 
 from shoal import hello, wire
 from shoal.data.loading import load_task, task_document
+from shoal.demo.fleet import NodeProcess
 from shoal.learner import initial_state
 from shoal.membership import Membership
-from shoal.messages import Kind, Message
+from shoal.messages import Kind, Message, Tag
 from shoal.roster import Action, Joined, Send
 from shoal.settings import Settings
 from shoal.transport import Transport
@@ -76,20 +79,28 @@ class Puppet(Recorder):
         self.transport.connect((await self.transport.greet(address)).identity)
         await self.joined.wait()
 
-    async def offer(self) -> Got:
-        """The next offer of an average; the connection that it came over may be a new one."""
+    async def next(self, kind: Kind) -> Got:
+        """The next message of that kind; the connection that it came over may be a new one."""
         while True:
             got = await self.messages.get()
-            if got.header.kind == pb.MESSAGE_KIND_OFFER:
+            if got.header.kind == kind:
                 return got
 
-    def answer(self, offer: Got, vector: torch.Tensor | bytes, change: Any = lambda header: None) -> None:
-        """ACCEPT an offer with a vector of any bytes, under a header that `change` may falsify."""
-        payload = vector.numpy().tobytes() if isinstance(vector, torch.Tensor) else vector
-        message = Message(Kind.ACCEPT, seq=offer.header.seq, initiator=offer.header.initiator)
-        header = pb.Header.FromString(wire.encode(message, len(payload) // 4))
+    def answer(
+        self, to: Got, kind: Kind, vector: torch.Tensor, change: Callable[[pb.Header], None] = lambda header: None
+    ) -> None:
+        """A message of that kind about the same exchange or round, under a header that `change` may falsify."""
+        payload = vector.numpy().tobytes()
+        tag = to.header.tag
+        message = Message(
+            kind,
+            seq=to.header.seq,
+            initiator=to.header.initiator,
+            tag=Tag(tag.view, tag.round, tag.purpose, tag.step) if to.header.HasField("tag") else None,
+        )
+        header = pb.Header.FromString(wire.encode(message, vector.numel()))
         change(header)
-        self.transport.send(offer.peer, offer.conn, header.SerializeToString(), memoryview(payload), lambda: None)
+        self.transport.send(to.peer, to.conn, header.SerializeToString(), memoryview(payload), lambda: None)
 
     def leave(self) -> None:
         """As a node does that was stopped."""
@@ -117,3 +128,17 @@ async def puppet(settings: Settings, min_nodes: int) -> AsyncIterator[Puppet]:
         living.cancel()
         await asyncio.gather(living, return_exceptions=True)
         await it.transport.close()
+
+
+def settings_of(shoal: Shoal, **run: Any) -> Settings:
+    """Of a member of that shoal."""
+    names = {f.name for f in dataclasses.fields(Settings)}
+    return Settings(**{k: v for k, v in {**shoal.common, **run}.items() if k in names and k != "data_dir"})
+
+
+async def address_of(shoal: Shoal, node: NodeProcess) -> str:
+    """Where it listens, once it can be greeted."""
+    await asyncio.to_thread(shoal.until_logged, "training samples", node)
+    facts = node.facts()
+    assert facts is not None
+    return str(facts["address"])

@@ -28,7 +28,7 @@ from nodes_kit import (
     trainer,
 )
 
-from shoal.checkpoint import Checkpoint, read
+from shoal.checkpoint import Checkpoint, read, read_model
 from shoal.data.quadratic import optimum
 from shoal.data.task import Place
 from shoal.demo.fleet import NodeProcess
@@ -137,6 +137,44 @@ def test_a_killed_daemon_takes_its_trainer_along_though_a_gradient_hangs(tmp_pat
         shoal.until(lambda: not is_alive(pid), "its trainer ends")
 
 
+def test_files_that_cannot_be_written_are_told_and_do_not_stop_the_training(tmp_path: Path) -> None:
+    for name in ("checkpoint", "best"):
+        (tmp_path / "node" / f"{name}.safetensors").mkdir(parents=True)
+    with shoal_in(tmp_path, rounds=20, checkpoint_every=15, eval_every=15) as shoal:
+        node = shoal.start("node")
+        assert shoal.codes() == [0]
+        for name in ("checkpoint", "best"):
+            assert f"error: cannot write {tmp_path / 'node' / name}.safetensors: " in log(node)
+        assert "finished; no checkpoint was written" in log(node)
+        assert "Traceback" not in log(node)
+        assert mean_model(node)
+
+
+def test_a_mean_model_that_cannot_be_written_is_an_error_in_one_line(tmp_path: Path) -> None:
+    (tmp_path / "node" / "model.safetensors").mkdir(parents=True)
+    with shoal_in(tmp_path, rounds=20) as shoal:
+        node = shoal.start("node")
+        assert shoal.codes() == [2]
+        assert_told_in_one_line(node, f"cannot write {node.folder / 'model.safetensors'}: Is a directory")
+        assert checkpoint(node).step == 20
+
+
+def test_the_best_model_is_kept_over_a_resume(tmp_path: Path) -> None:
+    with shoal_in(tmp_path, task="digits", lr=0.5, rounds=100, eval_every=100) as shoal:
+        node = shoal.start("node")
+        assert shoal.codes() == [0]
+        best = node.folder / "best.safetensors"
+        before = read_model(best)[1]
+        assert before["held_out_accuracy"] > 0.6
+        again = shoal.start("node", resume=True, lr=30, rounds=120, eval_every=5)
+        assert shoal.codes(again) == [0]
+        after = read_model(best)[1]
+        assert (
+            min(line["right"] for line in again.history() if line["kind"] == "eval") < before["held_out_accuracy"] * 360
+        )
+        assert after["held_out_accuracy"] >= before["held_out_accuracy"]
+
+
 # --- a person stops it ----------------------------------------------------------------------------------------------
 
 
@@ -223,6 +261,8 @@ def test_a_signal_while_the_trainer_still_loads_ends_both_in_silence(tmp_path: P
     shoal.nodes.append(node := NodeProcess("node", tmp_path / "node", process))
     try:
         shoal.until(node.facts, "it listens")
+        maps = Path(f"/proc/{trainer(node)}/maps")
+        shoal.until(lambda: "libtorch" in maps.read_text(), "its trainer imports torch")
         os.killpg(process.pid, number)  # as a terminal does
         assert shoal.codes() == [128 + number]
     finally:

@@ -1,31 +1,21 @@
 """Bad input: each ends in one or two lines that say what was wrong and what to do, and in nothing lost."""
 
 import asyncio
-import contextlib
-import dataclasses
 import fcntl
 import json
-import math
 import socket
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 import safetensors.torch
-import torch
-from nodes_kit import GATED, Shoal, assert_one_model, errors, log, losses, mean_model, shoal_command, shoal_in
-from puppet import Puppet, puppet
-from transport_kit import Got
+from nodes_kit import errors, log, shoal_command, shoal_in
+from puppet import address_of, puppet, settings_of
 
 from shoal import checkpoint
 from shoal.data.loading import load_task, task_document
-from shoal.demo.fleet import NodeProcess
 from shoal.learner import initial_state
 from shoal.settings import Settings
-from shoal.simulation import Scenario, population, simulate
-from shoal.transport import frames
-from shoal.v1 import node_pb2 as pb
 
 pytestmark = pytest.mark.live
 
@@ -41,10 +31,6 @@ class NoData(Task):
     def model(self): return nn.Linear(2, 2)
     def data(self, place): return Data(*(torch.zeros(0, *shape) for shape in [(2,), (), (2,), ()]))
 
-class Another(NoData):
-    version = "7"
-    def data(self, place):
-        return place.split(torch.zeros(100, 2), torch.zeros(100).long())
 """
 
 
@@ -116,7 +102,7 @@ def test_a_state_folder_in_use_by_another_node(folder: Path) -> None:
     ("args", "expected"),
     [
         (["--task", "missing.py:Mine"], "no task file missing.py in "),
-        (["--task", "tasks.py:Missing"], "tasks.py has no class Missing; tasks there: Another, NoData"),
+        (["--task", "tasks.py:Missing"], "tasks.py has no class Missing; tasks there: NoData"),
         (["--task", "tasks.py:NoTask"], "tasks.py:NoTask is not a task: write `class NoTask(shoal.Task)`"),
         (["--task", "tasks.py:NoData"], "task NoData: no training sample on this node"),
         (["--task", "digit"], "unknown task 'digit'; known: digits, "),
@@ -215,122 +201,6 @@ async def test_a_mixing_matrix_that_d2_may_not_use(
         (line,) = errors(node)
         assert expected in line
         assert "Traceback" not in log(node)
-
-
-def settings_of(shoal: Shoal, **run: Any) -> Settings:
-    """Of a member of that shoal."""
-    names = {f.name for f in dataclasses.fields(Settings)}
-    return Settings(**{k: v for k, v in {**shoal.common, **run}.items() if k in names and k != "data_dir"})
-
-
-async def address_of(shoal: Shoal, node: NodeProcess) -> str:
-    """Where it listens, once it can be greeted."""
-    await asyncio.to_thread(shoal.until_logged, "training samples", node)
-    facts = node.facts()
-    assert facts is not None
-    return str(facts["address"])
-
-
-# --- peers that do not fit --------------------------------------------------------------------------------------------
-
-NEXT_PROTOCOL = (
-    "import sys; from shoal import hello; hello.PROTOCOL_VERSION = 2; from shoal.cli import main; sys.exit(main())"
-)
-
-
-def test_nodes_that_do_not_fit_are_refused_by_name_and_harm_nobody(folder: Path) -> None:
-    (folder / "gate").write_text("5")
-    with shoal_in(folder, task=GATED, data_dir=folder, rounds=10, min_nodes=2) as shoal:
-        pair = shoal.start_all(2)
-        shoal.until_step(5, *pair)
-        misfits = {
-            "classes: node-1-": shoal.start("task", task=f"{folder / 'tasks.py'}:Another"),
-            "protocol 2": shoal.start("protocol", entry=("-c", NEXT_PROTOCOL)),
-            "of shoal 'elsewhere'": shoal.start("elsewhere", shoal="elsewhere"),
-            "lr: node-1-": shoal.start("run", lr=0.3),
-        }
-        for key, node in misfits.items():
-            shoal.until_logged(f"refused {node.name}-", pair[0])
-            shoal.until_logged("refuses: ", node)
-            shoal.until_logged(key, node)
-            (ours,) = (line for line in log(pair[0]).splitlines() if f"refused {node.name}-" in line)
-            assert key in ours, "the other side names it, too"
-            assert errors(node) == []
-        (folder / "gate").unlink()
-        assert shoal.codes(*pair) == [0, 0]
-        assert_one_model(pair)
-        for node in misfits.values():
-            node.process.terminate()
-        assert shoal.codes(*misfits.values()) == [143] * 4
-        assert not any(losses(node) for node in misfits.values())
-
-
-# --- vectors that cannot be -------------------------------------------------------------------------------------------
-
-
-def dtype_unknown(header: pb.Header) -> None:
-    header.vector.dtype = 9  # type: ignore[assignment]
-
-
-async def test_vectors_that_cannot_be_change_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Averages are answered with one bad vector after the other; then the node trains on as if alone."""
-    run = {"rounds": 20, "lr": 0.05, "task": GATED}
-    gate = Gate(tmp_path)
-    with shoal_in(tmp_path, data_dir=tmp_path, **run) as shoal:
-        node = shoal.start("node", min_nodes=2)
-        async with puppet(settings_of(shoal, **run), min_nodes=2) as bad:
-            await bad.meet(await address_of(shoal, node))
-            whole = torch.zeros(bad.elements)
-
-            bad.answer(await gate.offer(bad), whole[1:])
-            await said(
-                shoal, node, f"vector from puppet-000000 has {4 * bad.elements - 4} bytes (19 elements), expected"
-            )
-            bad.answer(await gate.offer(bad), whole, dtype_unknown)
-            await said(shoal, node, "ACCEPT with a vector of dtype 9, expected 1 (float32)")
-            with monkeypatch.context() as patched:
-                patched.setattr(frames.zlib, "crc32", lambda *_: 1)
-                bad.answer(await gate.offer(bad), whole)
-                await said(shoal, node, "vector from puppet-000000 has crc32 ")
-            for value in (math.nan, math.inf):
-                bad.answer(await gate.offer(bad), torch.full_like(whole, value))
-                assert (await bad.messages.get()).header.reason == "your vector is not finite"
-            await said(shoal, node, "vector from puppet-000000 holds NaN or Inf")
-            bad.leave()
-            gate.open()
-            assert await asyncio.to_thread(shoal.codes) == [0]
-        alone = Settings(**{**run, "rounds": 40, "partition": "iid"})  # type: ignore[arg-type]
-        await asyncio.to_thread(assert_trained_alone, node, alone)
-
-
-class Gate:
-    """Lets the node make one step after the other until it offers an average."""
-
-    def __init__(self, folder: Path) -> None:
-        self._file, self._steps = folder / "gate", 0
-        self._file.write_text("0")
-
-    async def offer(self, to: Puppet) -> Got:
-        while True:
-            with contextlib.suppress(TimeoutError):
-                return await asyncio.wait_for(to.offer(), 0.5)
-            self._steps += 1
-            following = self._file.with_name("next")
-            following.write_text(str(self._steps))
-            following.replace(self._file)
-
-    def open(self) -> None:
-        self._file.unlink()
-
-
-async def said(shoal: Shoal, node: NodeProcess, words: str) -> None:
-    await asyncio.to_thread(shoal.until_logged, words, node)
-
-
-def assert_trained_alone(node: NodeProcess, settings: Settings) -> None:
-    learners, states = population(settings, 1)
-    (expected,) = simulate(settings, Scenario(), learners, states).states
-    torch.testing.assert_close(mean_model(node)["x"], expected, rtol=1e-5, atol=1e-5)
 
 
 # --- a run that diverges ----------------------------------------------------------------------------------------------

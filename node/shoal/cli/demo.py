@@ -52,8 +52,11 @@ def command(
     )
     real = [_run_nodes(console, name, settings, nodes, states) for name in chosen]
     console.print("The same budget in this process, for comparison: SGD on all the data, D-PSGD, each node alone ...")
-    from shoal.demo import baselines, report  # torch and matplotlib: not while the nodes load theirs
+    import torch  # it and matplotlib: not while the nodes load theirs
 
+    from shoal.demo import baselines, report
+
+    torch.set_num_threads(1)
     pooled = baselines.pooled_sgd(settings, nodes)
     alone = baselines.each_alone(settings, nodes)
     mine = [_row(baselines.Row, NAMES[name], run, settings) for name, run in zip(chosen, real, strict=True)]

@@ -10,12 +10,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from shoal.checkpoint import Checkpoint, read, write, write_model
+from shoal.checkpoint import Checkpoint, read, read_model, write, write_model
+from shoal.errors import CheckpointError, SettingsError
 from shoal.history import History
 from shoal.learner import Counts
 from shoal.runtime import Runtime
 from shoal.settings import Settings
 from shoal.vector import is_finite
+
+BEST = "best.safetensors"
 
 
 class Keeper:
@@ -62,6 +65,7 @@ class Keeper:
         self.mark()
         version, internal, gauss = saved.rng["algorithm"]
         runtime.rng.setstate((version, tuple(internal), gauss))
+        self._best = self._best_so_far()
         self.history.write("event", what="resumed", step=saved.step, gradients=saved.gradients)
 
     def mark(self) -> None:
@@ -108,14 +112,31 @@ class Keeper:
         score = (-math.inf if counts.accuracy is None else counts.accuracy, -counts.loss)
         if score > self._best:
             self._best = score
-            await self.write_model("best.safetensors", state, {"step": step, "held_out_accuracy": counts.accuracy})
+            about = {"step": step, "held_out_accuracy": counts.accuracy, "held_out_loss": counts.loss}
+            try:
+                await self.write_model(BEST, state, about)
+            except SettingsError as error:
+                self.failures += 1
+                self._alarm(str(error))
+
+    def _best_so_far(self) -> tuple[float, float]:
+        """Score of the best model of the run that is resumed."""
+        try:
+            _, about = read_model(self.folder / BEST)
+            accuracy, loss = about["held_out_accuracy"], float(about["held_out_loss"])
+        except (CheckpointError, LookupError, TypeError, ValueError):
+            return self._best
+        return -math.inf if accuracy is None else float(accuracy), -loss
 
     async def write_model(self, name: str, state: Tensor, about: dict[str, Any]) -> Path:
-        """A file that plain torch loads into the task's model."""
+        """A file that plain torch loads into the task's model. Raises SettingsError when it cannot be written."""
         path = self.folder / name
         tensors = self.runtime.learner.model.state_dict(_copy(state))
         about = {"task": self.settings.task, "run": self.settings.run_document(), **about}
-        await self._in_thread(lambda: write_model(path, tensors, about))
+        try:
+            await self._in_thread(lambda: write_model(path, tensors, about))
+        except OSError as error:
+            raise SettingsError(f"cannot write {path}: {error.strerror or error}") from error
         return path
 
     async def _in_thread(self, work: Callable[[], object]) -> None:
