@@ -227,6 +227,7 @@ class Daemon:
                 self.bridge.refuse(fields["peer"], PeerError(fields["reason"]))
             case "stopped":
                 self.checkpoint = fields["checkpoint"]
+                self.child.channel.close()  # the trainer waits for that, so that its last word is not lost
             case "failed":
                 self._on_failure(fields)
 

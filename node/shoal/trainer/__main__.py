@@ -1,6 +1,7 @@
 """`python -m shoal.trainer CONTROL_FD MEMORY_FD`: started by the daemon, and of no use to anybody else."""
 
 import asyncio
+import contextlib
 import logging
 import os
 import signal
@@ -39,6 +40,9 @@ class ToDaemon(logging.Handler):
         self._channel.send("event", level=level if level in LEVELS else "info", text=text)
 
 
+LINGER_S = 2.0
+
+
 async def main(control_fd: int, memory_fd: int) -> None:
     """Until the daemon says stop, or its end of the socket closes."""
     channel = await Channel.open(socket.socket(fileno=control_fd))
@@ -55,7 +59,17 @@ async def main(control_fd: int, memory_fd: int) -> None:
     except Exception as error:
         report_failure(channel, error)
     finally:
+        await linger(channel)
         channel.close()
+
+
+async def linger(channel: Channel) -> None:
+    """Keep this end open until the daemon has read the last word and closed its own, or asks to stop: what it still
+    writes to a closed socket would cost it that word."""
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(LINGER_S):
+            while (packet := await channel.receive()) is not None and packet.kind != "stop":
+                pass
 
 
 if __name__ == "__main__":
