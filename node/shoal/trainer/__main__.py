@@ -8,6 +8,7 @@ import signal
 import socket
 import sys
 import threading
+import traceback
 
 import torch
 
@@ -75,6 +76,12 @@ async def linger(channel: Channel) -> None:
 if __name__ == "__main__":
     for number in (signal.SIGINT, signal.SIGTERM):  # service managers send it to every process; the daemon decides
         signal.signal(number, signal.SIG_IGN)
-    asyncio.run(main(int(sys.argv[1]), int(sys.argv[2])))
-    sys.stderr.flush()
-    os._exit(0)  # a gradient that is still being computed must not keep the process
+    code = 1
+    try:
+        asyncio.run(main(int(sys.argv[1]), int(sys.argv[2])))
+        code = 0
+    except Exception:
+        traceback.print_exc()
+    finally:
+        sys.stderr.flush()
+        os._exit(code)  # a gradient that is still being computed must not keep the process
