@@ -31,7 +31,8 @@ class Puppet(Recorder):
         super().__init__(slots=4)
         self.settings, self.elements = settings, elements
         self.joined = asyncio.Event()
-        self._loaded = {"task_document": document, "elements": elements, "samples": 1, "histogram": []}
+        shape = {"elements": elements, "element_bytes": 4}
+        self._loaded = {"task_document": document, **shape, "samples": 1, "histogram": []}
         self.me = pb.Identity(node_id="puppet-000000", incarnation=1, name="puppet")
         self.membership = Membership(
             self.me,
@@ -98,7 +99,7 @@ class Puppet(Recorder):
             initiator=to.header.initiator,
             tag=Tag(tag.view, tag.round, tag.purpose, tag.step) if to.header.HasField("tag") else None,
         )
-        header = pb.Header.FromString(wire.encode(message, vector.numel()))
+        header = pb.Header.FromString(wire.encode(message, wire.Shape(vector.numel(), "f32")))
         change(header)
         self.transport.send(to.peer, to.conn, header.SerializeToString(), memoryview(payload), lambda: None)
 

@@ -37,6 +37,7 @@ def own(
         run_fingerprint=fingerprint(run),
         run_document=json.dumps(run, sort_keys=True),
         elements=ready["elements"],
+        element_bytes=ready["element_bytes"],
         samples=ready["samples"],
         label_histogram=ready["histogram"],
         known=list(known)[:KNOWN_LIMIT],

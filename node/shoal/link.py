@@ -20,8 +20,8 @@ TRANSMIT = 4
 """Slots for vectors on their way out."""
 RECEIVE = 4
 """Slots for vectors that came in."""
-LEAST_SLOT = 16
-"""Bytes of a slot at least: the counts of an evaluation travel in it, however small the model."""
+LEAST_SLOT = 4096
+"""Bytes of a slot at least: counts and scales travel in it, however small the model."""
 FRAME_LIMIT = 16 << 20
 """Bytes of one packet; a longer one is refused before anything is allocated for it."""
 QUEUE_LIMIT = 64 << 20

@@ -74,4 +74,4 @@ class Message:
     tag: Tag | None = None  # POST, RECEIVED
     gradients: int = 0  # gradients the sender has applied so far; the end of a run is counted with it
     heard: tuple[tuple[PeerId, int], ...] = ()  # gradients of others, passed on (OFFER, ACCEPT)
-    vector: "Tensor | None" = None  # (n,) float32, of the kinds in CARRIES_VECTOR
+    vector: "Tensor | None" = None  # (n,) float32 or float64, or uint8 if packed; of the kinds in CARRIES_VECTOR

@@ -8,7 +8,6 @@ atomic is a plain function on that loop.
 import asyncio
 import dataclasses
 import random
-from collections import deque
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from typing import Any, Protocol, TypeVar
 
@@ -17,24 +16,19 @@ from torch import Tensor
 
 from shoal.algorithms import BY_NAME
 from shoal.algorithms.descent import Schedule, largest_growth, schedule
+from shoal.collective import Collective
 from shoal.errors import BadVector
-from shoal.exchange import Outcome, Role, Settlement
+from shoal.exchange import Outcome, Settlement
 from shoal.handover import Handover
 from shoal.learner import Counts, Learner
 from shoal.messages import Kind, Message, PeerId, Tag
 from shoal.mixing import Mixing, mixing
-from shoal.ring import piece_length, ring_sum
+from shoal.pairing import Pairing
 from shoal.rounds import Rounds
 from shoal.settings import Settings
 from shoal.topology import graph
 
 T = TypeVar("T")
-
-FIRST_PATIENCE_S = 30.0
-"""How long an average may take before anything is known about how long one takes."""
-LEAST_PATIENCE_S = 1.0
-USUAL_TIMES = 10.0
-"""An average that takes so many times longer than usual with that peer is given up; twice as many after each time."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,32 +82,35 @@ class Runtime:
         self.mixing: Mixing | None = None
         self.round = self.steps = self.gradients = self.mixed = 0
         self.loss = self.last_loss = float("nan")
-        self.seconds = dict.fromkeys(("compute", "exchange"), 0.0)
-        self.settlement = Settlement(
+        self._compute_s = self._together_s = 0.0
+        self.pairing = Pairing(
             me,
             incarnation,
             snapshot=lambda: self.state.clone(),
             add=self._add,
             send=host.send,
-            ended=self._exchange_ended,
+            clock=host.clock,
+            rng=self.rng,
+            record=host.record,
         )
-        self.post = Rounds(send=host.send, arrived=self._arrived)
+        self.collective = Collective(me, send=host.send, clock=host.clock)
         self._handover = Handover(snapshot=lambda: self.state.clone(), send=host.send)
         self._factor: Schedule = schedule(settings.schedule, settings.warmup)
         self._budget, self._rounds = settings.total_gradients(1), settings.total_rounds(1)
         self._up: set[PeerId] = set()
         self._graph_neighbours: list[PeerId] = []
         self._reachable: list[PeerId] | None = None  # the neighbours that are up; None: to be found again
-        self._answer: asyncio.Future[Outcome] | None = None
-        self._serving: tuple[PeerId, int] | None = None
-        self._served_since = self._offered_at = 0.0
-        self._usual_s: dict[PeerId, float] = {}
-        self._patience: dict[PeerId, float] = {}
-        self._durations: deque[float] = deque(maxlen=4096)
-        self._awaited: dict[tuple[PeerId, Tag], asyncio.Future[Tensor]] = {}
-        self._waiting_since: dict[PeerId, float] = {}
-        self._exchanges_moved = asyncio.Event()
         self._beside: set[asyncio.Task[Any]] = set()  # what the algorithm has begun
+
+    @property
+    def settlement(self) -> Settlement:
+        """Of the averages of pairs."""
+        return self.pairing.settlement
+
+    @property
+    def post(self) -> Rounds:
+        """What travels between the members of a view."""
+        return self.collective.post
 
     # --- the run ------------------------------------------------------------------------------------------------
 
@@ -125,15 +122,16 @@ class Runtime:
         if s.weight == "samples":
             self.learner.weight = n * view.samples[rank] / max(1, sum(view.samples))
         drawn = graph(s.topology, n, s.seed)
-        if s.synchronous:
+        if s.traits.mixes:
             growth = largest_growth(self._factor, s.total_rounds(n))
             self.mixing = mixing(drawn, weights=s.mixing, lazy=s.lazy, algorithm=s.algorithm, growth=growth)
+        if s.synchronous:
             self.round = view.round
             self.kept_corrections = view.same_round
         self._budget, self._rounds = s.total_gradients(n), s.total_rounds(n)
         self._graph_neighbours = [view.members[j] for j in drawn.neighbours[rank]]
         self._reachable = None
-        self.post.enter(view.id, view.round)
+        self.collective.enter(view.id, view.members, view.round)
 
     def peers_in_view(self) -> Sequence[PeerId]:
         """The neighbours by the graph, reachable or not."""
@@ -153,15 +151,15 @@ class Runtime:
 
     async def form_mean(self, view: View) -> tuple[Tensor, Counts]:
         """The mean state of the members of `view`, and its held-out counts summed over them. x stays as it is."""
-        self.post.enter(view.id, 0)
-        await self._settled(view.members)
+        self.collective.enter(view.id, view.members, 0)
+        await self.pairing.settled(view.members)
         n = len(view.members)
-        total = await self._ring_sum(view, "mean", self.state)
+        total = await self.collective.sum("final mean", self.state)
         mean = total.div_(n)
         mine = await self.host.compute(lambda: self.learner.evaluate(mean))
         known = 0.0 if mine.right is None else 1.0
         counts = torch.tensor([mine.right or 0, mine.total, mine.loss_sum, known], dtype=torch.float32)
-        summed = (await self._ring_sum(view, "counts", counts)).tolist()
+        summed = (await self.collective.sum("counts", counts)).tolist()
         right = round(summed[0]) if summed[3] == n else None
         return mean, Counts(right=right, total=round(summed[1]), loss_sum=summed[2])
 
@@ -176,7 +174,7 @@ class Runtime:
         """A connection to `peer` stands."""
         self._up.add(peer)
         self._reachable = None
-        self.settlement.up(peer)
+        self.pairing.up(peer)
         self.post.up(peer)
         self._handover.up(peer)
 
@@ -184,8 +182,7 @@ class Runtime:
         """The connection to `peer` broke: nothing of it will arrive until `up`."""
         self._up.discard(peer)
         self._reachable = None
-        self.settlement.down(peer)
-        self._after_exchange_event()
+        self.pairing.down(peer)
         self.post.down(peer)
         self._handover.down(peer)
 
@@ -199,16 +196,13 @@ class Runtime:
         elif self._handover.serves(kind):
             self._handover.received(peer, message)
         else:
-            if kind is Kind.OFFER:
-                self._before_offer()
-            self.settlement.received(peer, message)
-            self._after_exchange_event()
+            self.pairing.received(peer, message)
 
     def _check_length(self, peer: PeerId, message: Message) -> None:
         assert message.vector is not None
         got, expected = message.vector.numel(), self.state.numel()
         if message.tag is not None and message.tag.purpose != "mix":
-            return  # pieces of a ring, each checked where it is expected
+            return  # pieces, each checked where it is expected
         if got != expected:
             raise BadVector(f"vector from {peer} has {got} elements, expected {expected} (task {self.settings.task})")
 
@@ -266,7 +260,7 @@ class Runtime:
             self._buffers.add_(result.buffers)
         self.loss = result.loss if self.loss != self.loss else 0.95 * self.loss + 0.05 * result.loss
         self.last_loss = result.loss
-        self.seconds["compute"] += self.host.clock() - began
+        self._compute_s += self.host.clock() - began
         return result.g
 
     def mix(self, t: int, y: Tensor) -> Awaitable[Tensor]:
@@ -284,36 +278,29 @@ class Runtime:
 
     async def _mixed(self, tag: Tag, payload: Tensor, weights: dict[PeerId, float]) -> Tensor:
         began = self.host.clock()
-        total = torch.zeros_like(payload)
-        for peer in sorted(weights):
-            theirs = payload if peer == self.me else await self._collect(peer, tag)
-            total.add_(theirs, alpha=weights[peer])
-        d = self.x.numel()
-        self._buffers.copy_(total[d:])
+        total = await self.collective.mixed(tag, payload, weights)
         self.mixed += len(weights) - 1
-        self.seconds["exchange"] += self.host.clock() - began
-        return total[:d]
+        self._together_s += self.host.clock() - began
+        return self._taken_apart(total)
+
+    async def mean(self, t: int, y: Tensor, step: int = 0) -> Tensor:
+        """(d,): the mean of all members' y; buffers are averaged beside it."""
+        began = self.host.clock()
+        payload = torch.cat((y, self._buffers))
+        total = await self.collective.sum("mean", payload, round=t, step=step)
+        self._together_s += self.host.clock() - began
+        return self._taken_apart(total.div_(len(self.collective.members)))
+
+    def _taken_apart(self, together: Tensor) -> Tensor:
+        d = self.x.numel()
+        self._buffers.copy_(together[d:])
+        return together[:d]
 
     async def average(self, peer: PeerId) -> Outcome:
         """Average the state with `peer`, settled on both ends or on neither."""
         if peer not in self._up:
             return Outcome.GONE
-        loop, began = asyncio.get_running_loop(), self.host.clock()
-        self._answer, self._offered_at = loop.create_future(), began
-        self.settlement.offer(peer)
-        patience = self._patience.get(peer, FIRST_PATIENCE_S)
-        timer = loop.call_later(patience, self._lose_patience, peer)
-        try:
-            outcome = await self._answer
-        finally:
-            timer.cancel()
-        took = self.host.clock() - began
-        self.seconds["exchange"] += took
-        if outcome is Outcome.DONE:
-            self._durations.append(took)
-            self._usual_s[peer] = 0.8 * self._usual_s.get(peer, took) + 0.2 * took
-            self._patience[peer] = max(LEAST_PATIENCE_S, USUAL_TIMES * self._usual_s[peer])
-        return outcome
+        return await self.pairing.average(peer)
 
     def begin(self, work: Awaitable[T]) -> "asyncio.Task[T]":
         """Start `work` beside the caller."""
@@ -326,92 +313,24 @@ class Runtime:
         task.add_done_callback(self._beside.discard)
         return task
 
-    async def back_off(self, tries: int) -> None:
-        """A random part of the time that an average usually takes, more after more tries."""
-        usual = sum(self._usual_s.values()) / len(self._usual_s) if self._usual_s else 0.01
-        await asyncio.sleep(self.rng.uniform(0.1, 1.0) * usual * min(tries, 8))
+    def back_off(self, tries: int) -> Awaitable[None]:
+        """Wait a random while, longer after more tries."""
+        return self.pairing.back_off(tries)
 
     # --- status -------------------------------------------------------------------------------------------------
 
+    @property
+    def seconds(self) -> dict[str, float]:
+        """Spent on gradients, and on averages, mixes and means."""
+        return {"compute": self._compute_s, "exchange": self._together_s + self.pairing.seconds}
+
     def take_durations(self) -> list[float]:
         """Seconds of the own averages that were done since the last call."""
-        taken = list(self._durations)
-        self._durations.clear()
-        return taken
+        return self.pairing.take_durations()
 
     def waits(self) -> list[dict[str, Any]]:
         """For whom this worker waits, how long and why, the longest first."""
-        now = self.host.clock()
-        found = [
-            {"for": peer, "seconds": now - self._waiting_since[peer], "why": f"{tag.purpose} of round {tag.round}"}
-            for peer, tag in self._awaited
-        ]
-        if (peer := self.settlement.active_with) is not None:
-            found.append({"for": peer, "seconds": now - self._offered_at, "why": "average"})
-        return sorted(found, key=lambda wait: -wait["seconds"])
-
-    # --- inside -------------------------------------------------------------------------------------------------
+        return sorted(self.collective.waits() + self.pairing.waits(), key=lambda wait: -wait["seconds"])
 
     def _add(self, delta: Tensor) -> None:
         self.state.add_(delta)
-
-    def _lose_patience(self, peer: PeerId) -> None:
-        if self.settlement.active_with == peer:
-            self._patience[peer] = 2 * self._patience.get(peer, FIRST_PATIENCE_S)
-            self.settlement.withdraw()
-
-    def _before_offer(self) -> None:
-        """An initiator that fell silent must not keep this node busy for others."""
-        if self._serving is not None:
-            waited_s = self.host.clock() - self._served_since
-            if waited_s > self._patience.get(self._serving[0], FIRST_PATIENCE_S):
-                self.settlement.stop_waiting()
-                self._after_exchange_event()
-
-    def _after_exchange_event(self) -> None:
-        if self.settlement.serving != self._serving:  # perhaps one that was held, right after another
-            self._serving, self._served_since = self.settlement.serving, self.host.clock()
-        self._exchanges_moved.set()
-
-    def _exchange_ended(self, role: Role, peer: PeerId, seq: int, outcome: Outcome, reason: str) -> None:
-        self.host.record("exchange", peer=peer, seq=seq, role=role.value, outcome=outcome.value, reason=reason)
-        if role is Role.ACTIVE and self._answer is not None and not self._answer.done():
-            self._answer.set_result(outcome)
-
-    def _arrived(self, tag: Tag, peer: PeerId) -> None:
-        waiting = self._awaited.pop((peer, tag), None)
-        if waiting is not None and not waiting.done():
-            vector = self.post.take(peer, tag)
-            assert vector is not None
-            waiting.set_result(vector)
-
-    async def _collect(self, peer: PeerId, tag: Tag) -> Tensor:
-        vector = self.post.take(peer, tag)
-        if vector is None:
-            waiting: asyncio.Future[Tensor] = asyncio.get_running_loop().create_future()
-            self._awaited[peer, tag] = waiting
-            self._waiting_since[peer] = self.host.clock()
-            vector = await waiting
-        return vector
-
-    async def _settled(self, members: Sequence[PeerId]) -> None:
-        """Until no exchange with them is open, in doubt or unconfirmed. Where all have finished, x is final then."""
-        while self.settlement.unsettled(members):
-            self._exchanges_moved.clear()
-            await self._exchanges_moved.wait()
-
-    async def _ring_sum(self, view: View, purpose: str, vector: Tensor) -> Tensor:
-        rank, n = view.members.index(self.me), len(view.members)
-        right, left = view.members[(rank + 1) % n], view.members[(rank - 1) % n]
-
-        async def swap(step: int, piece: Tensor) -> Tensor:
-            tag = Tag(view.id, 0, purpose, step)
-            self.post.post(right, tag, piece)
-            got = await self._collect(left, tag)
-            expected = piece_length(vector.numel(), n, rank, step)
-            if got.numel() != expected:
-                which = f"piece {step} of {purpose} from {left}"
-                raise BadVector(f"{which} has {got.numel()} elements, expected {expected}")
-            return got
-
-        return await ring_sum(rank, n, vector, swap)

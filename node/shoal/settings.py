@@ -18,13 +18,33 @@ from shoal.fields import checked, matches, parse_address, parse_shard, setting
 PROTOCOL_VERSION = 1
 """Raised when a node could no longer talk to an older one; Hello refuses another number."""
 
+USUAL = {"lr": 0.1, "momentum": 0.0}
+"""What settings are that neither the user nor the algorithm's traits give."""
+
 EXCLUSIVE = ("rounds", "gradients")
 """Two ways to say one thing: at most one may be given."""
 
-SYNCHRONOUS = ("d-psgd", "d2")
-"""Algorithms that proceed in rounds over one fixed view."""
-ASYNCHRONOUS = ("ad-psgd",)
-ALGORITHMS = (*ASYNCHRONOUS, *SYNCHRONOUS)
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Traits:
+    """What the rest of the house needs to know of an algorithm."""
+
+    rounds: bool  # proceeds in rounds, which all members share; otherwise each at its own pace
+    over: tuple[str, ...] = ("peers",)  # what may carry it, the default first: peers, coordinator
+    mixes: bool = False  # by a matrix W over the graph
+    pairs: bool = False  # averages in pairs
+    signs: bool = False  # sends one bit a coordinate
+    finite_sum: bool = False  # needs gradients of single samples that chance does not change
+    usual: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # defaults of settings that are not given
+
+
+ALGORITHMS: dict[str, Traits] = {
+    "ad-psgd": Traits(rounds=False, pairs=True),
+    "d-psgd": Traits(rounds=True, mixes=True),
+    "d2": Traits(rounds=True, mixes=True),
+    "allreduce-sgd": Traits(rounds=True, over=("peers", "coordinator")),
+}
+"""Each is one file in `algorithms/`."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -36,11 +56,11 @@ class Settings:
         "ad-psgd",
         "How the nodes train together.",
         "run",
-        choices=ALGORITHMS,
+        choices=tuple(ALGORITHMS),
     )
     lr: float = setting(
-        0.1,
-        "Step size. More learns faster until it diverges; less is safe and slow.",
+        None,
+        "Step size; 0.1 if not given, 0.003 where signs are voted on. More learns faster until it diverges.",
         "run",
         above=0,
         below=1e6,
@@ -58,7 +78,11 @@ class Settings:
         below=1,
     )
     momentum: float = setting(
-        0.0, "Local heavy-ball momentum; it is never sent. 0 is off, .9 usual.", "run", low=0, below=1
+        None,
+        "Local heavy-ball momentum; it is never sent. 0 is off and the default, except .9 for signum.",
+        "run",
+        low=0,
+        below=1,
     )
     weight_decay: float = setting(
         0.0,
@@ -221,21 +245,33 @@ class Settings:
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
             object.__setattr__(self, field.name, checked(field, getattr(self, field.name)))
+        for name, value in {**USUAL, **self.traits.usual}.items():
+            if getattr(self, name) is None:
+                object.__setattr__(self, name, value)
         if all(getattr(self, name) is not None for name in EXCLUSIVE):
             raise SettingsError("give rounds or gradients, not both: each alone says how long the run is")
-        if self.overlap and self.algorithm not in ASYNCHRONOUS:
-            raise SettingsError(
-                f"overlap = {self.overlap} is for {', '.join(ASYNCHRONOUS)}: {self.algorithm} mixes once in every round"
-            )
-        if self.lazy == "always" and self.algorithm in ASYNCHRONOUS:
-            raise SettingsError(f"lazy = always is for mixing matrices; {self.algorithm} averages pairs and has none")
-        if self.mixing != "metropolis" and self.algorithm in ASYNCHRONOUS:
-            raise SettingsError(f"mixing = {self.mixing} has no effect: {self.algorithm} averages pairs, half and half")
+        self._check_fit()
+
+    def _check_fit(self) -> None:
+        """Settings that mean nothing for the algorithm were given by mistake."""
+        traits = self.traits
+        if self.overlap and not traits.pairs:
+            pairs = ", ".join(name for name, traits in ALGORITHMS.items() if traits.pairs)
+            raise SettingsError(f"overlap = {self.overlap} is for {pairs}: {self.algorithm} averages no pairs")
+        if self.lazy == "always" and not traits.mixes:
+            raise SettingsError(f"lazy = always is for mixing matrices; {self.algorithm} has none")
+        if self.mixing != "metropolis" and not traits.mixes:
+            raise SettingsError(f"mixing = {self.mixing} has no effect: {self.algorithm} has no mixing matrix")
+
+    @property
+    def traits(self) -> Traits:
+        """Of the algorithm."""
+        return ALGORITHMS[self.algorithm]
 
     @property
     def synchronous(self) -> bool:
-        """Whether the algorithm proceeds in rounds over one view."""
-        return self.algorithm in SYNCHRONOUS
+        """Whether the algorithm proceeds in rounds."""
+        return self.traits.rounds
 
     def total_rounds(self, nodes: int) -> int:
         """Rounds of a synchronous run, or gradients a node on average: at least 1."""

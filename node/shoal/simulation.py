@@ -22,7 +22,7 @@ from shoal.data.loading import load_task, local_data
 from shoal.data.task import Data, Place, Task
 from shoal.errors import Diverged, MemberLost, PeerError, SettingsError
 from shoal.learner import Learner, initial_state
-from shoal.messages import CARRIES_VECTOR, Message, PeerId
+from shoal.messages import Message, PeerId
 from shoal.runtime import Runtime, View
 from shoal.settings import Settings
 
@@ -53,7 +53,8 @@ class Scenario:
 
     compute_s: float = 0.01  # a gradient
     jitter: float = 0.0  # a gradient takes compute_s (1 +- jitter), uniformly; 0: all exactly alike
-    vector_s: float = 0.0  # a vector on its way from one worker to another
+    vector_s: float = 0.0  # a full vector on its way from one worker to another; less if it is packed, or a piece
+    port_s: float = 0.0  # a full vector keeps the ports of sender and receiver busy; what comes next waits
     latency_s: float = 0.0001  # any message on its way
     slow: tuple[tuple[int, float], ...] = ()  # (worker, factor on compute_s)
     slow_links: tuple[tuple[int, int, float], ...] = ()  # (worker, worker, factor on vector_s)
@@ -83,7 +84,8 @@ class Way:
     source: PeerId
     to: Runtime
     link: Link
-    vector_s: float  # that a message with a vector travels
+    travel_s: float  # that any message travels
+    full_s: float  # that a full vector takes more
     arrival: float = 0.0  # of the last message sent
     messages: deque[tuple[Message, int]] = dataclasses.field(default_factory=deque)  # with the link's breaks when sent
 
@@ -135,6 +137,7 @@ class Point:
     loss: float
     accuracy: float | None
     spread: float  # root mean square distance of the workers' models from their mean
+    sent_bytes: int = 0  # by all workers until then
 
 
 @dataclasses.dataclass
@@ -149,6 +152,7 @@ class Result:
     curve: list[Point]
     runtimes: list[Runtime]
     finished_s: list[float]  # when each worker was done; nan if it died
+    sent_bytes: dict[PeerId, int]  # vectors that each worker sent
 
 
 class World:
@@ -175,6 +179,10 @@ class World:
         width = len(str(len(learners) - 1))
         self.names = list(names) if names else [f"w{i:0{width}}" for i in range(len(learners))]
         self.alive = [True] * len(learners)
+        self.sent_bytes = dict.fromkeys(self.names, 0)  # of vectors, headers not counted
+        self._full_bytes = states[0].nbytes
+        self._leaving = dict.fromkeys(self.names, 0.0)  # when each port is free again, outwards
+        self._entering = dict.fromkeys(self.names, 0.0)  # and inwards
         self._ways: dict[tuple[PeerId, PeerId], Way] = {}
         self._slow_links = {frozenset((self.names[a], self.names[b])): f for a, b, f in scenario.slow_links}
         self.hosts = [SimHost(self, i, name) for i, name in enumerate(self.names)]
@@ -195,9 +203,9 @@ class World:
         way = self._ways.get((source, to))
         if way is None:
             link, factor = Link(), self._slow_links.get(frozenset((source, to)), 1.0)
-            travel_s = self.scenario.latency_s + factor * self.scenario.vector_s
+            latency_s, full_s = self.scenario.latency_s, factor * self.scenario.vector_s
             for one, other in ((source, to), (to, source)):
-                self._ways[one, other] = Way(one, self._by_name[other], link, travel_s)
+                self._ways[one, other] = Way(one, self._by_name[other], link, latency_s, full_s)
             way = self._ways[source, to]
         return way
 
@@ -209,11 +217,24 @@ class World:
         if self.fault is not None and (broken_s := self.fault(source, to, message)) is not None:
             self.cut(source, to, broken_s)
             return
-        travel_s = way.vector_s if message.kind in CARRIES_VECTOR else self.scenario.latency_s
-        way.arrival = max(self._loop.time() + travel_s, way.arrival)
+        way.arrival = max(self._arrival(way, message), way.arrival)
         # Timers due at the same moment fire in no particular order, so each delivers the first message on its way.
         way.messages.append((message, way.link.breaks))
         self._loop.call_at(way.arrival, self._deliver, way)
+
+    def _arrival(self, way: Way, message: Message) -> float:
+        """When it is there, if nothing that was sent before is in its way."""
+        now = self._loop.time()
+        if message.vector is None:
+            return now + way.travel_s
+        self.sent_bytes[way.source] += message.vector.nbytes
+        part = message.vector.nbytes / self._full_bytes
+        there = now + way.travel_s + part * way.full_s
+        if busy_s := part * self.scenario.port_s:
+            left = self._leaving[way.source] = max(now, self._leaving[way.source]) + busy_s
+            there = max(left + way.travel_s + part * way.full_s, self._entering[way.to.me] + busy_s)
+            self._entering[way.to.me] = there
+        return there
 
     def _deliver(self, way: Way) -> None:
         message, breaks = way.messages.popleft()
@@ -335,6 +356,7 @@ class World:
             curve=self.curve,
             runtimes=self.runtimes,
             finished_s=finished,
+            sent_bytes=self.sent_bytes,
         )
 
     def on_count(self, worker: int) -> None:
@@ -356,7 +378,7 @@ class World:
         mean = states.mean(0)
         loss, accuracy = self.evaluate(mean)
         spread = float((states - mean).pow(2).sum(1).mean().sqrt())
-        self.curve.append(Point(self.now(), self.gradients, loss, accuracy, spread))
+        self.curve.append(Point(self.now(), self.gradients, loss, accuracy, spread, sum(self.sent_bytes.values())))
 
     def now(self) -> float:
         """Virtual seconds."""

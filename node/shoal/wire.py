@@ -4,14 +4,17 @@ The trainer encodes and decodes headers. The daemon reads nothing of one but the
 (`transport/frames.py`), and moves the bytes.
 """
 
+from typing import NamedTuple
+
 from google.protobuf.message import DecodeError
 
 from shoal.errors import BadFrame
 from shoal.messages import CARRIES_VECTOR, Kind, Message, Tag
 from shoal.v1 import node_pb2 as pb
 
-ELEMENT_BYTES = 4
-"""Bytes of one float32 of a vector, as the one codec of this version sends it."""
+ELEMENT_BYTES = {"f32": 4, "f64": 8, "u8": 1}
+"""Bytes of one element by its dtype; u8 holds packed vectors (`codecs.py`)."""
+DTYPES = {"f32": pb.DTYPE_F32, "f64": pb.DTYPE_F64, "u8": pb.DTYPE_U8}
 REASON_LIMIT = 500
 """Characters of a reason, which ends in a log. Our own is cut to it; a longer one that comes is refused."""
 VIEW_LIMIT = 64
@@ -22,12 +25,24 @@ NODE_ID_LIMIT = 128
 CARRIES_TAG = frozenset({Kind.POST, Kind.RECEIVED})
 
 
-def encode(message: Message, elements: int | None) -> bytes:
-    """The header of `message`, whose vector has so many float32 elements; None where its kind carries none.
+class Shape(NamedTuple):
+    """Of a vector that travels beside its header."""
+
+    elements: int
+    dtype: str  # a key of ELEMENT_BYTES
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all elements."""
+        return self.elements * ELEMENT_BYTES[self.dtype]
+
+
+def encode(message: Message, shape: Shape | None) -> bytes:
+    """The header of `message`, whose vector has that shape; None where its kind carries none.
 
     Raises ValueError when vector or tag do not go with the kind: our own fault, never a peer's.
     """
-    problem = _unfit(message.kind, elements is not None, message.tag)
+    problem = _unfit(message.kind, shape is not None, message.tag)
     if problem:
         raise ValueError(problem)
     header = pb.Header(
@@ -42,14 +57,13 @@ def encode(message: Message, elements: int | None) -> bytes:
     if message.tag is not None:
         tag = message.tag
         header.tag.CopyFrom(pb.Tag(view=tag.view, round=tag.round, purpose=tag.purpose, step=tag.step))
-    if elements is not None:
-        size = elements * ELEMENT_BYTES
-        header.vector.CopyFrom(pb.Vector(elements=elements, dtype=pb.DTYPE_F32, bytes=size))
+    if shape is not None:
+        header.vector.CopyFrom(pb.Vector(elements=shape.elements, dtype=DTYPES[shape.dtype], bytes=shape.nbytes))
     return header.SerializeToString()
 
 
-def decode(header: bytes) -> tuple[Message, int | None]:
-    """A peer's message without its vector, and the float32 elements announced; None where it carries none.
+def decode(header: bytes) -> tuple[Message, Shape | None]:
+    """A peer's message without its vector, and the shape announced; None where it carries none.
 
     Raises BadFrame when the header is no header or of an unknown kind, a vector or a tag is there where the kind
     has none or missing where it has one, sizes contradict, or a string is too long. The caller adds from whom.
@@ -77,7 +91,7 @@ def decode(header: bytes) -> tuple[Message, int | None]:
         gradients=read.gradients,
         heard=_heard(read) if read.heard else (),
     )
-    return message, _elements(kind, read.vector) if read.HasField("vector") else None
+    return message, _shape(kind, read.vector) if read.HasField("vector") else None
 
 
 def _unfit(kind: Kind, vector: bool, tag: Tag | None) -> str | None:
@@ -105,13 +119,16 @@ def _tag(read: pb.Tag) -> Tag:
     return Tag(view=read.view, round=read.round, purpose=read.purpose, step=read.step)
 
 
-def _elements(kind: Kind, vector: pb.Vector) -> int:
-    if vector.dtype != pb.DTYPE_F32:
-        raise BadFrame(f"{kind.name} with a vector of dtype {vector.dtype}, expected {pb.DTYPE_F32} (float32)")
-    expected = vector.elements * ELEMENT_BYTES
-    if vector.bytes != expected:
-        raise BadFrame(f"{kind.name} with {vector.elements} float32 elements in {vector.bytes} bytes, not {expected}")
-    return vector.elements
+def _shape(kind: Kind, vector: pb.Vector) -> Shape:
+    dtype = next((name for name, number in DTYPES.items() if number == vector.dtype), None)
+    if dtype is None:
+        raise BadFrame(f"{kind.name} with a vector of unknown dtype {vector.dtype}; known: {', '.join(DTYPES)}")
+    shape = Shape(vector.elements, dtype)
+    if vector.bytes != shape.nbytes:
+        raise BadFrame(
+            f"{kind.name} with {vector.elements} {dtype} elements in {vector.bytes} bytes, not {shape.nbytes}"
+        )
+    return shape
 
 
 def _bounded(what: str, text: str, limit: int) -> None:

@@ -93,7 +93,7 @@ def test_a_post_may_carry_a_piece_of_a_vector_or_the_few_counts_of_an_evaluation
     assert assembled(Assembler("b", expected), stream) == [(header, bytes(piece))]
 
 
-@pytest.mark.parametrize(("expected", "piece", "most"), [(40, 44, 40), (4, 20, LEAST_SLOT)])
+@pytest.mark.parametrize(("expected", "piece", "most"), [(8000, 8004, 8000), (4, LEAST_SLOT + 4, LEAST_SLOT)])
 def test_a_post_that_fits_no_slot_is_refused(expected: int, piece: int, most: int) -> None:
     with pytest.raises(BadFrame, match=f"vector from b has {piece} bytes .* expected at most {most} bytes"):
         Assembler("b", expected).feed(next(frames(header_of(piece, pb.MESSAGE_KIND_POST), None)))

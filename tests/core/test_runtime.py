@@ -9,7 +9,8 @@ import torch
 from small_tasks import Line, learner
 
 from shoal.messages import Kind, Message
-from shoal.runtime import FIRST_PATIENCE_S, Runtime, View
+from shoal.pairing import FIRST_PATIENCE_S
+from shoal.runtime import Runtime, View
 from shoal.settings import Settings
 
 T = TypeVar("T")

@@ -3,6 +3,7 @@
 from collections.abc import Awaitable, Callable
 
 from shoal.algorithms.ad_psgd import ad_psgd
+from shoal.algorithms.allreduce_sgd import allreduce_sgd
 from shoal.algorithms.d2 import d2
 from shoal.algorithms.d_psgd import d_psgd
 from shoal.algorithms.worker import Worker
@@ -11,4 +12,5 @@ BY_NAME: dict[str, Callable[[Worker], Awaitable[None]]] = {
     "ad-psgd": ad_psgd,
     "d-psgd": d_psgd,
     "d2": d2,
+    "allreduce-sgd": allreduce_sgd,
 }

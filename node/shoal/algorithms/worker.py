@@ -54,6 +54,9 @@ class Worker(Protocol):
     def mix(self, t: int, y: Tensor) -> Awaitable[Tensor]:
         """(d,): sum_j W_ij y_j of round t."""
 
+    def mean(self, t: int, y: Tensor, step: int = 0) -> Awaitable[Tensor]:
+        """(d,): the mean of all members' y; `step` counts the means of round t. The same bits on every member."""
+
     def average(self, peer: PeerId) -> Awaitable[Outcome]:
         """Average x with `peer`: (x_i, x_j) <- ((x_i+x_j)/2, (x_i+x_j)/2), settled on both ends or on neither."""
 

@@ -27,7 +27,7 @@ from shoal.messages import Kind, Message, PeerId
 from shoal.runtime import Runtime, View
 from shoal.settings import Settings
 from shoal.trainer.keeper import Keeper
-from shoal.trainer.outbox import Outbox
+from shoal.trainer.outbox import DTYPES, Outbox
 
 T = TypeVar("T")
 
@@ -58,11 +58,11 @@ class TrainerHost:
         if s.resume:
             self.keeper.resume()
         segment = Segment(memory_fd)
-        self.slot_bytes = max(LEAST_SLOT, 4 * state.numel())
+        self.slot_bytes = max(LEAST_SLOT, state.nbytes)
         segment.size(self.slot_bytes, TRANSMIT + RECEIVE)
         self.outbox = Outbox(channel, segment)
         received = range(TRANSMIT, TRANSMIT + RECEIVE)
-        self._received = {k: torch.frombuffer(segment.slot(k), dtype=torch.float32) for k in received}
+        self._received = {k: torch.frombuffer(segment.slot(k), dtype=torch.uint8) for k in received}
         self._computing = ThreadPoolExecutor(1, thread_name_prefix="compute")
         self._connections: dict[PeerId, int] = {}  # connection numbers
         self._others: dict[PeerId, int] = {}  # gradients, the most that was heard of
@@ -141,6 +141,7 @@ class TrainerHost:
         self.channel.send(
             "ready",
             elements=runtime.state.numel(),
+            element_bytes=runtime.state.element_size(),
             slot_bytes=self.slot_bytes,
             task_document=self.task_document,
             samples=runtime.learner.samples,
@@ -190,9 +191,10 @@ class TrainerHost:
 
     def _on_message(self, peer: PeerId, conn: int, slot: int, header: bytes) -> None:
         try:
-            message, elements = wire.decode(header)
-            if elements is not None:
-                vector = self._received[slot][:elements].to(self.runtime.state.device, copy=True)
+            message, shape = wire.decode(header)
+            if shape is not None:
+                values = self._received[slot][: shape.nbytes].view(DTYPES[shape.dtype])
+                vector = values.to(self.runtime.state.device, copy=True)
                 message = dataclasses.replace(message, vector=vector)
             if peer in self._connections:
                 for node, gradients in ((peer, message.gradients), *message.heard):

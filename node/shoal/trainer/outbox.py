@@ -3,10 +3,20 @@
 from collections import deque
 
 import torch
+from torch import Tensor
 
 from shoal import wire
 from shoal.link import TRANSMIT, Channel, Segment
 from shoal.messages import Message, PeerId
+
+DTYPES = {"f32": torch.float32, "f64": torch.float64, "u8": torch.uint8}
+"""What travels, by the names of `wire.ELEMENT_BYTES`."""
+
+
+def shape_of(vector: Tensor) -> wire.Shape:
+    """How `vector` is announced."""
+    name = next(name for name, dtype in DTYPES.items() if dtype == vector.dtype)
+    return wire.Shape(vector.numel(), name)
 
 
 class Outbox:
@@ -15,7 +25,7 @@ class Outbox:
     def __init__(self, channel: Channel, segment: Segment) -> None:
         self._channel = channel
         self._free = deque(range(TRANSMIT))
-        self._slots = [torch.frombuffer(segment.slot(k), dtype=torch.float32) for k in range(TRANSMIT)]
+        self._slots = [torch.frombuffer(segment.slot(k), dtype=torch.uint8) for k in range(TRANSMIT)]
         self._waiting: deque[tuple[PeerId, int, Message]] = deque()
 
     def send(self, peer: PeerId, conn: int, message: Message) -> None:
@@ -31,11 +41,11 @@ class Outbox:
     def _pump(self) -> None:
         while self._waiting:
             peer, conn, message = self._waiting[0]
-            slot, elements = -1, None
+            slot, shape = -1, None
             if message.vector is not None:
                 if not self._free:
                     return
-                slot, elements = self._free.popleft(), message.vector.numel()
-                self._slots[slot][:elements].copy_(message.vector)
+                slot, shape = self._free.popleft(), shape_of(message.vector)
+                self._slots[slot][: shape.nbytes].view(message.vector.dtype).copy_(message.vector)
             self._waiting.popleft()
-            self._channel.send("send", body=wire.encode(message, elements), peer=peer, conn=conn, slot=slot)
+            self._channel.send("send", body=wire.encode(message, shape), peer=peer, conn=conn, slot=slot)

@@ -111,8 +111,8 @@ class Assembler:
         if not read.HasField("vector"):
             return header, None
         size = read.vector.bytes
-        # A post may be a piece of a vector (`ring.py`); its receiver knows how long that piece must be.
-        piece = read.kind == pb.MESSAGE_KIND_POST
+        # A post may be a piece of a vector (`ring.py`), and a packed vector is shorter; the worker knows how long.
+        piece = read.kind == pb.MESSAGE_KIND_POST or read.vector.dtype == pb.DTYPE_U8
         most = max(self._expected, LEAST_SLOT) if piece else self._expected
         if size > most or (size < most and not piece):
             raise BadFrame(

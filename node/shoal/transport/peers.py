@@ -7,7 +7,6 @@ from collections.abc import Callable
 
 from shoal.transport.connection import Connection, Stream, Traffic, TransportEvents
 from shoal.v1 import node_pb2 as pb
-from shoal.wire import ELEMENT_BYTES
 
 _NODE_ID = re.compile(r"[A-Za-z0-9_.-]{1,128}")  # it goes into gRPC metadata and into logs
 _TEXT_LIMIT = 256
@@ -64,7 +63,8 @@ class Peers:
         older = self.live.get(peer.node_id)
         if older is not None:
             older.end("replaced by a new connection")
-        vector_bytes = ELEMENT_BYTES * self.hello().elements
+        ours = self.hello()
+        vector_bytes = (ours.element_bytes or 4) * ours.elements
         traffic = self.traffic[peer.node_id]
         connection = Connection(peer, conn, streams, vector_bytes, self.events, traffic)
         self.live[peer.node_id] = connection

@@ -22,7 +22,7 @@ class Transport:
         heartbeat_s: float = 0.5,
         redial_s: tuple[float, float] = (0.05, 2.0),
     ) -> None:
-        """`hello` says who we are now; its `elements` fix the size of every vector (4 bytes each).
+        """`hello` says who we are now; its `elements` and `element_bytes` fix the size of every vector.
 
         `judge` decides on another's Hello: None is welcome, a text is the reason for refusal, with the keys that
         differ. `redial_s` bounds the waits between attempts to connect, least and most.

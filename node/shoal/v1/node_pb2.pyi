@@ -117,12 +117,20 @@ class _DtypeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Dtype.ValueType
     DTYPE_UNSPECIFIED: _Dtype.ValueType  # 0
     DTYPE_F32: _Dtype.ValueType  # 1
     """little endian"""
+    DTYPE_F64: _Dtype.ValueType  # 2
+    """little endian"""
+    DTYPE_U8: _Dtype.ValueType  # 3
+    """a packed vector: what the purpose of its tag, or the run's codec, says"""
 
 class Dtype(_Dtype, metaclass=_DtypeEnumTypeWrapper): ...
 
 DTYPE_UNSPECIFIED: Dtype.ValueType  # 0
 DTYPE_F32: Dtype.ValueType  # 1
 """little endian"""
+DTYPE_F64: Dtype.ValueType  # 2
+"""little endian"""
+DTYPE_U8: Dtype.ValueType  # 3
+"""a packed vector: what the purpose of its tag, or the run's codec, says"""
 Global___Dtype: _TypeAlias = Dtype  # noqa: Y015
 
 @_typing.final
@@ -211,6 +219,7 @@ class Hello(_message.Message):
     SAMPLES_FIELD_NUMBER: _builtins.int
     LABEL_HISTOGRAM_FIELD_NUMBER: _builtins.int
     KNOWN_FIELD_NUMBER: _builtins.int
+    ELEMENT_BYTES_FIELD_NUMBER: _builtins.int
     protocol: _builtins.int
     shoal: _builtins.str
     task_fingerprint: _builtins.str
@@ -223,6 +232,8 @@ class Hello(_message.Message):
     """float32 elements of a model's vector, float buffers included"""
     samples: _builtins.int
     """training samples of this node"""
+    element_bytes: _builtins.int
+    """of an element of that vector as it travels unpacked; 0 stands for 4"""
     @_builtins.property
     def identity(self) -> Global___Identity: ...
     @_builtins.property
@@ -247,10 +258,11 @@ class Hello(_message.Message):
         samples: _builtins.int = ...,
         label_histogram: _abc.Iterable[_builtins.int] | None = ...,
         known: _abc.Iterable[Global___Identity] | None = ...,
+        element_bytes: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["identity", b"identity"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["elements", b"elements", "identity", b"identity", "known", b"known", "label_histogram", b"label_histogram", "protocol", b"protocol", "run_document", b"run_document", "run_fingerprint", b"run_fingerprint", "samples", b"samples", "shoal", b"shoal", "task_document", b"task_document", "task_fingerprint", b"task_fingerprint"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["element_bytes", b"element_bytes", "elements", b"elements", "identity", b"identity", "known", b"known", "label_histogram", b"label_histogram", "protocol", b"protocol", "run_document", b"run_document", "run_fingerprint", b"run_fingerprint", "samples", b"samples", "shoal", b"shoal", "task_document", b"task_document", "task_fingerprint", b"task_fingerprint"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
