@@ -74,6 +74,7 @@ class Learner:
         shard: int,
         weight_decay: float = 0.0,
         weight: float = 1.0,
+        factor: float = 1.0,
         device: torch.device | str | None = None,
     ) -> None:
         """Puts the data on `device`, the model's by default. Raises DataError or TaskError if it does not fit."""
@@ -81,6 +82,7 @@ class Learner:
         self.task, self.model = task, model
         self.device = model.device if device is None else torch.device(device)
         self.batch, self.weight_decay, self.weight = batch, weight_decay, weight
+        self.factor = factor  # emulated attack: on every gradient, after all else
         self.samples = len(data.inputs)
         self.histogram = partition.histogram(data.targets.numpy(), len(task.classes)) if task.classes else []
         self._train = (data.inputs.to(self.device), data.targets.to(self.device))
@@ -173,8 +175,8 @@ class Learner:
         """weight * (g + weight_decay * x), in place: summed over nodes, decay stays that of the mean objective."""
         if self.weight_decay:
             g.add_(state[: self.model.layout.d], alpha=self.weight_decay)
-        if self.weight != 1.0:
-            g.mul_(self.weight)
+        if self.weight * self.factor != 1.0:
+            g.mul_(self.weight * self.factor)
         return g
 
 

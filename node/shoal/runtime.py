@@ -17,6 +17,7 @@ from torch import Tensor
 from shoal.algorithms import BY_NAME
 from shoal.algorithms.descent import Schedule, largest_growth, schedule
 from shoal.collective import Collective
+from shoal.counting import Counting
 from shoal.errors import BadVector
 from shoal.exchange import Outcome, Settlement
 from shoal.handover import Handover
@@ -24,6 +25,7 @@ from shoal.learner import Counts, Learner
 from shoal.messages import Kind, Message, PeerId, Tag
 from shoal.mixing import Mixing, mixing
 from shoal.pairing import Pairing
+from shoal.replicas import agreed
 from shoal.rounds import Rounds
 from shoal.settings import Settings
 from shoal.topology import graph
@@ -63,6 +65,9 @@ class Host(Protocol):
     def record(self, event: str, **fields: Any) -> None:
         """One line of history."""
 
+    def warn(self, text: str) -> None:
+        """A line for the operator."""
+
 
 class Runtime:
     """A worker. `state` is (d+b,): d parameters, which algorithms see as `x`, and b float buffers, averaged with them
@@ -75,7 +80,7 @@ class Runtime:
         self.state = state
         self.x, self._buffers = state[: learner.model.layout.d], state[learner.model.layout.d :]
         self.rng = random.Random(f"{settings.seed}/{me}")
-        self.momentum, self.overlap = settings.momentum, settings.overlap
+        self.momentum, self.overlap, self.weight_decay = settings.momentum, settings.overlap, settings.weight_decay
         self.memory: dict[str, Tensor] = {}
         self.kept_corrections = True
         self.view: View | None = None
@@ -94,6 +99,9 @@ class Runtime:
             record=host.record,
         )
         self.collective = Collective(me, send=host.send, clock=host.clock)
+        layout = learner.model.layout
+        segments = [place.stop - place.start for _, place, _ in layout.slices() if place.stop <= layout.d]
+        self._counting = Counting(self.collective, segments=segments, seed=settings.seed, memory=self.memory)
         self._handover = Handover(snapshot=lambda: self.state.clone(), send=host.send)
         self._factor: Schedule = schedule(settings.schedule, settings.warmup)
         self._budget, self._rounds = settings.total_gradients(1), settings.total_rounds(1)
@@ -132,6 +140,7 @@ class Runtime:
         self._graph_neighbours = [view.members[j] for j in drawn.neighbours[rank]]
         self._reachable = None
         self.collective.enter(view.id, view.members, view.round)
+        self._counting.enter()
 
     def peers_in_view(self) -> Sequence[PeerId]:
         """The neighbours by the graph, reachable or not."""
@@ -290,6 +299,34 @@ class Runtime:
         total = await self.collective.sum("mean", payload, round=t, step=step)
         self._together_s += self.host.clock() - began
         return self._taken_apart(total.div_(len(self.collective.members)))
+
+    async def vote(self, t: int, y: Tensor) -> Tensor:
+        """(d,) of +1 and -1: the majority."""
+        answer, _ = await self._combined("vote", t, y)
+        return answer
+
+    async def compressed_mean(self, t: int, y: Tensor) -> tuple[Tensor, Tensor]:
+        """(mean, own y as the others got it), each (d,)."""
+        return await self._combined("ef-mean", t, y)
+
+    async def _combined(self, purpose: str, t: int, y: Tensor) -> tuple[Tensor, Tensor]:
+        began = self.host.clock()
+        both = await self._counting.combine(purpose, y, round=t)
+        self._together_s += self.host.clock() - began
+        return both
+
+    def missed(self, purpose: str, t: int) -> Tensor | None:
+        """None: among peers nobody goes on without this worker."""
+        return None
+
+    async def agree(self, t: int) -> None:
+        """Every `hash_every`-th round. Who was wrong is told to the host."""
+        every = self.settings.hash_every
+        if every and t and t % every == 0:
+            source, wrong = await agreed(self.collective, self.x, t)
+            if wrong:
+                self.host.record("event", what="replicas differed", round=t, right=source, wrong=wrong)
+                self.host.warn(f"round {t}: the model of {', '.join(wrong)} differed; that of {source} counts")
 
     def _taken_apart(self, together: Tensor) -> Tensor:
         d = self.x.numel()

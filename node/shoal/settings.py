@@ -33,16 +33,22 @@ class Traits:
     over: tuple[str, ...] = ("peers",)  # what may carry it, the default first: peers, coordinator
     mixes: bool = False  # by a matrix W over the graph
     pairs: bool = False  # averages in pairs
-    signs: bool = False  # sends one bit a coordinate
+    replicas: bool = False  # all members hold the same x, and compare it now and then
+    votes: bool = False  # counts signs: no size of anything matters, and weight decay is decoupled
     finite_sum: bool = False  # needs gradients of single samples that chance does not change
     usual: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # defaults of settings that are not given
 
+
+BOTH = ("peers", "coordinator")
 
 ALGORITHMS: dict[str, Traits] = {
     "ad-psgd": Traits(rounds=False, pairs=True),
     "d-psgd": Traits(rounds=True, mixes=True),
     "d2": Traits(rounds=True, mixes=True),
-    "allreduce-sgd": Traits(rounds=True, over=("peers", "coordinator")),
+    "allreduce-sgd": Traits(rounds=True, replicas=True, over=BOTH),
+    "signsgd": Traits(rounds=True, replicas=True, votes=True, over=BOTH, usual={"lr": 0.003}),
+    "signum": Traits(rounds=True, replicas=True, votes=True, over=BOTH, usual={"lr": 0.003, "momentum": 0.9}),
+    "ef-signsgd": Traits(rounds=True, replicas=True, over=BOTH),
 }
 """Each is one file in `algorithms/`."""
 
@@ -146,6 +152,12 @@ class Settings:
         "How a shipped data set is divided: iid, shared, labels:K, dirichlet:ALPHA, quantity:ALPHA, folder.",
         "run",
     )
+    hash_every: int = setting(
+        100,
+        "Rounds after which members that must hold equal models compare a hash; 0 never. Less finds a fault sooner.",
+        "run",
+        low=0,
+    )
     seed: int = setting(
         0, "Seeds the first model, the partition and every random choice.", "run", low=0, high=2**63 - 1
     )
@@ -242,6 +254,14 @@ class Settings:
         high=3600,
     )
 
+    emulate_attack: float = setting(
+        1.0,
+        "Emulated: multiply each gradient by this, to try out a broken or hostile node. -1 flips its sign.",
+        "node",
+        low=-1e6,
+        high=1e6,
+    )
+
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
             object.__setattr__(self, field.name, checked(field, getattr(self, field.name)))
@@ -263,10 +283,20 @@ class Settings:
         if self.mixing != "metropolis" and not traits.mixes:
             raise SettingsError(f"mixing = {self.mixing} has no effect: {self.algorithm} has no mixing matrix")
 
+        if self.algorithm == "signsgd" and self.momentum:
+            raise SettingsError(f"momentum = {self.momentum} makes signum of signsgd: give --algorithm signum")
+        if traits.votes and self.weight != "nodes":
+            raise SettingsError(f"weight = {self.weight} has no effect: {self.algorithm} counts every node's sign once")
+
     @property
     def traits(self) -> Traits:
         """Of the algorithm."""
         return ALGORITHMS[self.algorithm]
+
+    @property
+    def decay_in_gradient(self) -> float:
+        """Weight decay that is part of the gradient: none where a vote would lose its size."""
+        return 0.0 if self.traits.votes else self.weight_decay
 
     @property
     def synchronous(self) -> bool:

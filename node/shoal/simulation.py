@@ -58,12 +58,14 @@ class Scenario:
     latency_s: float = 0.0001  # any message on its way
     slow: tuple[tuple[int, float], ...] = ()  # (worker, factor on compute_s)
     slow_links: tuple[tuple[int, int, float], ...] = ()  # (worker, worker, factor on vector_s)
+    attackers: tuple[tuple[int, float], ...] = ()  # emulated: (worker, factor on each of its gradients)
     cuts: tuple[Cut, ...] = ()
     crashes: tuple[Crash, ...] = ()
 
     def check(self, workers: int) -> None:
         """Raises SettingsError when it speaks of a worker that is not there."""
         named = [w for w, _ in self.slow] + [w for a, b, _ in self.slow_links for w in (a, b)]
+        named += [w for w, _ in self.attackers]
         named += [w for c in self.cuts for w in (c.a, c.b)] + [c.worker for c in self.crashes]
         if (unknown := max(named, default=0)) >= workers:
             raise SettingsError(f"worker {unknown} is not there: workers are numbered from 0 to {workers - 1}")
@@ -127,6 +129,9 @@ class SimHost:
     def record(self, event: str, **fields: Any) -> None:
         self.world.on_record(self.me, event, fields)
 
+    def warn(self, text: str) -> None:
+        self.world.on_record(self.me, "warning", {"text": text})
+
 
 @dataclasses.dataclass
 class Point:
@@ -185,6 +190,8 @@ class World:
         self._entering = dict.fromkeys(self.names, 0.0)  # and inwards
         self._ways: dict[tuple[PeerId, PeerId], Way] = {}
         self._slow_links = {frozenset((self.names[a], self.names[b])): f for a, b, f in scenario.slow_links}
+        for worker, factor in scenario.attackers:
+            learners[worker].factor = factor
         self.hosts = [SimHost(self, i, name) for i, name in enumerate(self.names)]
         self.runtimes = [
             Runtime(name, 1, learner, state, settings, host)
@@ -395,7 +402,8 @@ def population(settings: Settings, workers: int) -> tuple[list[Learner], list[Te
     model, x0 = initial_state(task, s.seed, torch.device("cpu"))
     learners = []
     for shard, data in enumerate(_parts(task, s, workers)):
-        learner = Learner(task, data, model, batch=s.batch, seed=s.seed, shard=shard, weight_decay=s.weight_decay)
+        decay = s.decay_in_gradient
+        learner = Learner(task, data, model, batch=s.batch, seed=s.seed, shard=shard, weight_decay=decay)
         learners.append(learner)
     return learners, [x0.clone() for _ in range(workers)]
 

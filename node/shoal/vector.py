@@ -184,5 +184,7 @@ def _by(shape: Sequence[int]) -> str:
 
 def is_finite(vector: Tensor) -> bool:
     """Whether no element of (n,) is NaN or infinite."""
+    if not vector.is_floating_point():
+        return True
     # One cheap pass; a sum of squares may overflow though every element is finite, and only then each is looked at.
     return math.isfinite(torch.dot(vector, vector).item()) or bool(torch.isfinite(vector).all())

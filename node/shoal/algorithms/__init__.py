@@ -6,6 +6,8 @@ from shoal.algorithms.ad_psgd import ad_psgd
 from shoal.algorithms.allreduce_sgd import allreduce_sgd
 from shoal.algorithms.d2 import d2
 from shoal.algorithms.d_psgd import d_psgd
+from shoal.algorithms.ef_signsgd import ef_signsgd
+from shoal.algorithms.signum import signum
 from shoal.algorithms.worker import Worker
 
 BY_NAME: dict[str, Callable[[Worker], Awaitable[None]]] = {
@@ -13,4 +15,7 @@ BY_NAME: dict[str, Callable[[Worker], Awaitable[None]]] = {
     "d-psgd": d_psgd,
     "d2": d2,
     "allreduce-sgd": allreduce_sgd,
+    "signsgd": signum,
+    "signum": signum,
+    "ef-signsgd": ef_signsgd,
 }

@@ -15,6 +15,7 @@ from shoal.algorithms.worker import Worker
 async def allreduce_sgd(me: Worker) -> None:
     """One gradient, then one mean a round."""
     for t in me.rounds():
+        await me.agree(t)
         g = await me.gradient(me.x)
         mean = await me.mean(t, g)
         u = direction(me, mean)

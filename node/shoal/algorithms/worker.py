@@ -22,6 +22,8 @@ class Worker(Protocol):
     rng: random.Random
     """Seeded from the run's seed and the worker's id."""
     momentum: float
+    weight_decay: float
+    """For algorithms that decay x themselves; the gradients of the others hold it already."""
     overlap: int
 
     @property
@@ -56,6 +58,18 @@ class Worker(Protocol):
 
     def mean(self, t: int, y: Tensor, step: int = 0) -> Awaitable[Tensor]:
         """(d,): the mean of all members' y; `step` counts the means of round t. The same bits on every member."""
+
+    def vote(self, t: int, y: Tensor) -> Awaitable[Tensor]:
+        """(d,) of +1 and -1, new: what the majority of the members' sign(y) say. Coins decide zeros and ties."""
+
+    def compressed_mean(self, t: int, y: Tensor) -> Awaitable[tuple[Tensor, Tensor]]:
+        """(mean, own y as the others got it), each (d,) and new: one bit a coordinate each way, with scales."""
+
+    def missed(self, purpose: str, t: int) -> Tensor | None:
+        """The answer of round t where the others went on without this worker, which then takes it as it is."""
+
+    def agree(self, t: int) -> Awaitable[None]:
+        """Now and then, compare a hash of x with the other members'; a replica that differs is put right."""
 
     def average(self, peer: PeerId) -> Awaitable[Outcome]:
         """Average x with `peer`: (x_i, x_j) <- ((x_i+x_j)/2, (x_i+x_j)/2), settled on both ends or on neither."""

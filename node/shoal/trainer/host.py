@@ -48,7 +48,15 @@ class TrainerHost:
         data = local_data(self.task, Place(shard, shards, s.partition, s.seed, Path(s.data_dir), s.download))
         model, state = initial_state(self.task, s.seed, device)
         learner = Learner(
-            self.task, data, model, batch=s.batch, seed=s.seed, shard=shard, weight_decay=s.weight_decay, device=device
+            self.task,
+            data,
+            model,
+            batch=s.batch,
+            seed=s.seed,
+            shard=shard,
+            weight_decay=s.decay_in_gradient,
+            factor=s.emulate_attack,
+            device=device,
         )
         self.task_document = task_document(self.task, model.layout)
         self.history = History(Path(s.state_dir) / "history.jsonl")
@@ -107,6 +115,10 @@ class TrainerHost:
     def record(self, event: str, **fields: Any) -> None:
         """One line of history."""
         self.history.write(event, **fields)
+
+    def warn(self, text: str) -> None:
+        """A line in the daemon's log."""
+        self.channel.send("event", level="warning", text=text)
 
     def counted(self) -> None:
         """After each gradient: history, and now and then a checkpoint or an evaluation. Raises Diverged."""
@@ -217,7 +229,7 @@ class TrainerHost:
         if peer not in self._warned_of:
             self._warned_of.add(peer)
             text = f"vector from {peer} holds NaN or Inf: its model has diverged, and nobody averages with it"
-            self.channel.send("event", level="warning", text=text)
+            self.warn(text)
 
     def _learn(self, node: PeerId, gradients: int) -> None:
         if node != self.runtime.me and gradients > self._others.get(node, -1):

@@ -59,7 +59,7 @@ class Keeper:
                 doubts[name] = tensor.to(device)
             elif name != "batches":
                 kept[name] = tensor.to(device)
-        runtime.memory = kept
+        runtime.memory.update(kept)
         runtime.settlement.restore(saved.settlement, doubts)
         runtime.learner.restore_rng(saved.memory["batches"])
         self.mark()
