@@ -36,7 +36,9 @@ class Host:
         self.name, self.ip = name, ip
         space = ["unshare", "--net", "--uts", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc"]
         first = f"hostname {name}; ip link set lo up; echo up; exec sleep infinity"
-        self._holder = subprocess.Popen([*space, "sh", "-c", first], stdout=subprocess.PIPE, preexec_fn=_die_with_parent)
+        self._holder = subprocess.Popen(
+            [*space, "sh", "-c", first], stdout=subprocess.PIPE, preexec_fn=_die_with_parent
+        )
         assert self._holder.stdout is not None
         assert self._holder.stdout.readline() == b"up\n"
         children = Path(f"/proc/{self._holder.pid}/task/{self._holder.pid}/children").read_text().split()

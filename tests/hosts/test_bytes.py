@@ -65,7 +65,7 @@ def bytes_a_step(lab: list[Host], folder: Path, algorithm: str, more: int) -> tu
 def test_a_vote_costs_one_bit_a_coordinate_each_way_and_a_thirtieth_of_full_precision(
     lab: list[Host], tmp_path: Path
 ) -> None:
-    """1802.04434, section 1: one bit a coordinate in both directions. d / 8 bytes, framing and all headers within 5 %."""
+    """1802.04434, section 1: one bit a coordinate in both directions. d / 8 bytes, all headers within 5 %."""
     signs = bytes_a_step(lab, tmp_path, "signum", more=100)
     full = bytes_a_step(lab, tmp_path, "allreduce-sgd", more=40)
     for sign, float32 in zip(signs, full, strict=True):
