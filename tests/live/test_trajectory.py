@@ -1,6 +1,7 @@
 """Synchronous rounds over gRPC give the models that virtual time gives: the same files run in both places."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -28,10 +29,10 @@ def over_grpc(folder: Path, settings: Settings) -> list[NodeProcess]:
     return nodes
 
 
-def in_virtual_time(settings: Settings) -> tuple[Tensor, Learner]:
+def in_virtual_time(settings: Settings, **options: Any) -> tuple[Tensor, Learner]:
     """(NODES, d): each worker's model at the end, and the first of the learners."""
     learners, x0 = population(settings, NODES)
-    return torch.stack(simulate(settings, Scenario(), learners, x0).states), learners[0]
+    return torch.stack(simulate(settings, Scenario(), learners, x0, **options).states), learners[0]
 
 
 @pytest.mark.parametrize(("algorithm", "rounds"), [("d-psgd", 60), ("d2", 540)])
@@ -49,6 +50,16 @@ def test_every_node_follows_the_virtual_time_run(algorithm: str, rounds: int, tm
         steps = [line["step"] for line in node.history() if line["kind"] == "step"]
         assert steps == list(range(1, rounds + 1))
         check_mean_model(node, own.double().mean(0), learner)
+
+
+@pytest.mark.parametrize("algorithm", ["allreduce-sgd", "signum", "ef-signsgd"])
+def test_replicas_are_those_of_virtual_time_bit_for_bit(algorithm: str, tmp_path: Path) -> None:
+    settings = Settings(algorithm=algorithm, batch=16, rounds=40, seed=3, hash_every=15)
+    nodes = over_grpc(tmp_path, settings)
+    members = (nodes[0].result() or {})["members"]
+    expected, _ = in_virtual_time(settings, names=members)  # coins are thrown for a worker by its id
+    for node in nodes:
+        assert torch.equal(read(node.folder / "checkpoint.safetensors").state, expected[0])
 
 
 def check_mean_model(node: NodeProcess, mean: Tensor, learner: Learner) -> None:
