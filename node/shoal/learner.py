@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from shoal.data import partition
 from shoal.data.loading import source_file, user_fault
@@ -15,6 +15,10 @@ from shoal.data.task import Data, Task, check_data
 from shoal.errors import TaskError, UserError
 from shoal.vector import FlatModel
 
+RANDOM = (nn.modules.dropout._DropoutNd, nn.modules.batchnorm._NormBase)
+"""Modules that make a sample's loss depend on chance, or on the other samples of its batch."""
+DTYPES = {"f32": torch.float32, "f64": torch.float64}
+"""By the setting `precision`."""
 CHUNK = 256
 """Samples that are computed at once where all are wanted: bounds the memory of full gradients and evaluations."""
 
@@ -23,7 +27,7 @@ CHUNK = 256
 class Gradient:
     """What one minibatch gives."""
 
-    g: Tensor  # (d,) float32, new; weight decay and the node's weight included
+    g: Tensor  # (d,) of the model's dtype, new; weight decay and the node's weight included
     loss: float  # mean over the minibatch, without weight decay and weight
     buffers: Tensor | None  # (b,): what the forward pass added to the float buffers; None if b = 0
     samples: int
@@ -85,11 +89,15 @@ class Learner:
         self.factor = factor  # emulated attack: on every gradient, after all else
         self.samples = len(data.inputs)
         self.histogram = partition.histogram(data.targets.numpy(), len(task.classes)) if task.classes else []
-        self._train = (data.inputs.to(self.device), data.targets.to(self.device))
-        self._held_out = (data.held_out_inputs.to(self.device), data.held_out_targets.to(self.device))
+        self._train = (self._fitted(data.inputs), self._fitted(data.targets))
+        self._held_out = (self._fitted(data.held_out_inputs), self._fitted(data.held_out_targets))
         # On the CPU whatever the device: the same seed draws the same samples everywhere.
         self._draws = torch.Generator().manual_seed(_stable_seed(seed, shard))
         self._source = source_file(task)
+
+    def _fitted(self, tensor: Tensor) -> Tensor:
+        """On the device; floats in the precision of the model."""
+        return tensor.to(self.device, self.model.dtype if tensor.is_floating_point() else tensor.dtype)
 
     @classmethod
     def of_all(cls, learners: Sequence["Learner"]) -> "Learner":
@@ -113,18 +121,58 @@ class Learner:
         return Gradient(g, loss.item(), buffers, self.batch)
 
     def full_gradient(self, state: Tensor) -> Tensor:
-        """(d,): over all local training data, weight decay and weight included.
+        """(d,): over all local training data, weight decay and weight included."""
+        return self.full(state).g
+
+    def full(self, state: Tensor) -> Gradient:
+        """Over all local training data.
 
         Training mode, as for minibatches; what the forward passes do to buffers is dropped. With BatchNorm it depends
         on CHUNK, with dropout on chance.
         """
         self.model.train(True)
-        total = torch.zeros(self.model.layout.d, dtype=torch.float32, device=self.device)
+        total, loss_sum = torch.zeros(self.model.layout.d, dtype=self.model.dtype, device=self.device), 0.0
         for inputs, targets in _chunks(*self._train):
             self.model.load(state)
             loss = self._loss(inputs, targets)
             total.add_(self._derivative(loss), alpha=len(inputs) / self.samples)
-        return self._objective_gradient(total, state)
+            loss_sum += loss.item() * len(inputs)
+        return Gradient(self._objective_gradient(total, state), loss_sum / self.samples, None, self.samples)
+
+    def change(self, state: Tensor, snapshot: Tensor, rows: Tensor) -> Tensor:
+        """(d,): the sum over `rows`, (k,) int64, of the gradient of each at `state` less that at `snapshot`, weight
+        decay included. A row that stands there twice counts twice. For finite sums: see `check_finite_sum`."""
+        inputs, targets = (column.index_select(0, rows.to(self.device)) for column in self._train)
+        sums = []
+        for x in (state, snapshot):
+            self.model.load(x)
+            self.model.train(True)
+            sums.append(self._objective_gradient(self._derivative(self._loss(inputs, targets)), x))
+        return sums[0].sub_(sums[1]).mul_(len(rows))
+
+    def check_finite_sum(self, state: Tensor) -> None:
+        """Raises TaskError unless the loss is a mean of one function a sample that chance does not change.
+
+        Variance reduction subtracts two gradients of the same samples; with dropout, BatchNorm or a loss over pairs
+        of samples they are not of the same function, and it would do harm in silence.
+        """
+        for name, module in self.model.module.named_modules():
+            if isinstance(module, RANDOM) and getattr(module, "p", 1.0) > 0:
+                what = f"its module {name or '(the model)'} is {type(module).__name__}"
+                raise TaskError(f"task {self.task.name} is no finite sum: {what}; take another algorithm or model")
+        rows = torch.arange(min(3, self.samples))
+        zero = torch.zeros_like(state)
+
+        def at(chosen: Tensor) -> Tensor:
+            return self.change(state, zero, chosen)
+
+        whole, again, one_by_one = at(rows), at(rows), sum(at(row[None]) for row in rows)
+        assert isinstance(one_by_one, Tensor)
+        if not torch.equal(whole, again):
+            raise TaskError(f"task {self.task.name} is no finite sum: its gradient of the same samples changes")
+        close = 1e-3 if self.model.dtype == torch.float32 else 1e-8
+        if not torch.allclose(whole, one_by_one, rtol=close, atol=close * float(whole.abs().max())):
+            raise TaskError(f"task {self.task.name} is no finite sum: its loss is no mean over samples")
 
     def evaluate(self, state: Tensor, *, held_out: bool = True) -> Counts:
         """Evaluation mode, on this node's held-out samples, or on all its training samples."""
@@ -180,9 +228,13 @@ class Learner:
         return g
 
 
-def initial_state(task: Task, seed: int, device: torch.device | str = "cpu") -> tuple[FlatModel, Tensor]:
-    """(model, x0): (d+b,) float32 on `device`, the same for a seed on every machine; the caller's generators stay as
-    they were. Raises TaskError when the task gives no model that can be trained."""
+def initial_state(
+    task: Task, seed: int, device: torch.device | str = "cpu", precision: str = "f32"
+) -> tuple[FlatModel, Tensor]:
+    """(model, x0): (d+b,) on `device`, the same for a seed on every machine; `precision` is a key of DTYPES.
+
+    The caller's generators stay as they were. Raises TaskError when the task gives no model that can be trained.
+    """
     # Not torch.manual_seed, which would seed CUDA's generators as well and wake CUDA up.
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
@@ -194,7 +246,7 @@ def initial_state(task: Task, seed: int, device: torch.device | str = "cpu") -> 
             raise user_fault(f"task {task.name}", "model()", error, source_file(task)) from error
     if not isinstance(module, torch.nn.Module):
         raise TaskError(f"task {task.name}: model() gave {type(module).__name__}, expected a torch.nn.Module")
-    model = FlatModel(module, device)
+    model = FlatModel(module, device, DTYPES[precision])
     return model, model.state()
 
 

@@ -50,8 +50,8 @@ class Host(Protocol):
     def send(self, peer: PeerId, message: Message) -> None:
         """Hand over in order; lost if the connection breaks."""
 
-    def compute(self, work: Callable[[], T]) -> Awaitable[T]:
-        """Run `work` beside the loop (a thread, or some virtual seconds)."""
+    def compute(self, work: Callable[[], T], cost: float = 1.0) -> Awaitable[T]:
+        """Run `work` beside the loop (a thread, or some virtual seconds); `cost`: minibatch gradients it is worth."""
 
     def clock(self) -> float:
         """Seconds, monotonic."""
@@ -81,6 +81,7 @@ class Runtime:
         self.x, self._buffers = state[: learner.model.layout.d], state[learner.model.layout.d :]
         self.rng = random.Random(f"{settings.seed}/{me}")
         self.momentum, self.overlap, self.weight_decay = settings.momentum, settings.overlap, settings.weight_decay
+        self.batch, self.seed, self.tau, self.prox = settings.batch, settings.seed, settings.tau, settings.prox
         self.memory: dict[str, Tensor] = {}
         self.kept_corrections = True
         self.view: View | None = None
@@ -127,7 +128,7 @@ class Runtime:
         s, n = self.settings, len(view.members)
         self.view = view
         rank = view.members.index(self.me)
-        if s.weight == "samples":
+        if s.weight == "samples" and not s.traits.finite_sum:  # whose sum is over samples anyway
             self.learner.weight = n * view.samples[rank] / max(1, sum(view.samples))
         drawn = graph(s.topology, n, s.seed)
         if s.traits.mixes:
@@ -147,7 +148,9 @@ class Runtime:
         return self._graph_neighbours
 
     async def run(self) -> None:
-        """The algorithm, from here to its end."""
+        """The algorithm, from here to its end. Raises TaskError where the task is none for it."""
+        if self.settings.traits.finite_sum:
+            self.learner.check_finite_sum(self.state)
         self._handover.begin()
         await BY_NAME[self.settings.algorithm](self)
 
@@ -236,6 +239,18 @@ class Runtime:
         """The step size now."""
         return self.settings.lr * self._factor(self.progress)
 
+    @property
+    def members(self) -> int:
+        """Of the view."""
+        return len(self.collective.members)
+
+    @property
+    def rows(self) -> tuple[int, int, int]:
+        """(first, own, all)."""
+        assert self.view is not None
+        before = self.view.samples[: self.view.members.index(self.me)]
+        return sum(before), self.learner.samples, sum(self.view.samples)
+
     def more(self) -> bool:
         """Whether the shoal still wants gradients."""
         return self.host.total_gradients() < self._budget
@@ -271,6 +286,25 @@ class Runtime:
         self.last_loss = result.loss
         self._compute_s += self.host.clock() - began
         return result.g
+
+    async def full_gradient(self, x: Tensor) -> Tensor:
+        """(d,): the mean over all own samples. Its loss is the worker's from here on."""
+        began, at = self.host.clock(), torch.cat((x, self._buffers))
+        cost = self.learner.samples / self.batch
+        result = await self.host.compute(lambda: self.learner.full(at), cost)
+        self.loss = self.last_loss = result.loss
+        self._compute_s += self.host.clock() - began
+        return result.g
+
+    async def change(self, w: Tensor, x: Tensor, rows: Tensor) -> Tensor:
+        """(d,): sum over `rows` of grad f_r(w) - grad f_r(x)."""
+        if not len(rows):
+            return torch.zeros_like(w)
+        began, at, snapshot = self.host.clock(), *(torch.cat((v, self._buffers)) for v in (w, x))
+        cost = 2 * len(rows) / self.batch
+        result = await self.host.compute(lambda: self.learner.change(at, snapshot, rows), cost)
+        self._compute_s += self.host.clock() - began
+        return result
 
     def mix(self, t: int, y: Tensor) -> Awaitable[Tensor]:
         """(d,): sum_j W_ij y_j, in the order of the ids; posted at once. Buffers are mixed beside it."""

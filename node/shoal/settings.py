@@ -18,7 +18,7 @@ from shoal.fields import checked, matches, parse_address, parse_shard, setting
 PROTOCOL_VERSION = 1
 """Raised when a node could no longer talk to an older one; Hello refuses another number."""
 
-USUAL = {"lr": 0.1, "momentum": 0.0}
+USUAL = {"lr": 0.1, "momentum": 0.0, "precision": "f32"}
 """What settings are that neither the user nor the algorithm's traits give."""
 
 EXCLUSIVE = ("rounds", "gradients")
@@ -49,6 +49,8 @@ ALGORITHMS: dict[str, Traits] = {
     "signsgd": Traits(rounds=True, replicas=True, votes=True, over=BOTH, usual={"lr": 0.003}),
     "signum": Traits(rounds=True, replicas=True, votes=True, over=BOTH, usual={"lr": 0.003, "momentum": 0.9}),
     "ef-signsgd": Traits(rounds=True, replicas=True, over=BOTH),
+    "katyusha-x": Traits(rounds=True, replicas=True, finite_sum=True, over=BOTH, usual={"precision": "f64"}),
+    "svrg": Traits(rounds=True, replicas=True, finite_sum=True, over=BOTH, usual={"precision": "f64", "tau": 0.5}),
 }
 """Each is one file in `algorithms/`."""
 
@@ -160,6 +162,25 @@ class Settings:
     )
     seed: int = setting(
         0, "Seeds the first model, the partition and every random choice.", "run", low=0, high=2**63 - 1
+    )
+    precision: str = setting(
+        None,
+        "Of the model's numbers: f32, or f64, twice the bytes. f32 if not given; f64 for katyusha-x and svrg.",
+        "run",
+        choices=("f32", "f64"),
+    )
+    tau: float | None = setting(
+        None,
+        "katyusha-x: coupling for strongly convex losses, up to .5, which is SVRG. Not given: the rule for others.",
+        "run",
+        above=0,
+        high=0.5,
+    )
+    prox: str = setting(
+        "none",
+        "katyusha-x, svrg: a regulariser that is not differentiated but solved for: none, l1:STRENGTH, l2:STRENGTH.",
+        "run",
+        form=matches(r"none|l[12]:[\d.e-]+", "none, l1:STRENGTH or l2:STRENGTH, such as l1:0.001"),
     )
     codec: str = setting("f32", "How a vector travels.", "run", choices=("f32",))
 
@@ -283,6 +304,13 @@ class Settings:
         if self.mixing != "metropolis" and not traits.mixes:
             raise SettingsError(f"mixing = {self.mixing} has no effect: {self.algorithm} has no mixing matrix")
 
+        if (self.tau is not None or self.prox != "none") and not traits.finite_sum:
+            which = f"tau = {self.tau}" if self.tau is not None else f"prox = {self.prox}"
+            raise SettingsError(f"{which} is for katyusha-x and svrg, not for {self.algorithm}")
+        if self.algorithm == "svrg" and self.tau != 0.5:
+            raise SettingsError(f"tau = {self.tau} makes katyusha-x of svrg: give --algorithm katyusha-x")
+        if self.momentum and traits.finite_sum:
+            raise SettingsError(f"momentum = {self.momentum} has no place in {self.algorithm}, which brings its own")
         if self.algorithm == "signsgd" and self.momentum:
             raise SettingsError(f"momentum = {self.momentum} makes signum of signsgd: give --algorithm signum")
         if traits.votes and self.weight != "nodes":

@@ -108,10 +108,10 @@ class SimHost:
     def send(self, peer: PeerId, message: Message) -> None:
         self.world.carry(self.me, peer, message)
 
-    async def compute(self, work: Callable[[], T]) -> T:
+    async def compute(self, work: Callable[[], T], cost: float = 1.0) -> T:
         result = work()
         jitter = self.world.scenario.jitter
-        await asyncio.sleep(self.compute_s * (1 + self.rng.uniform(-jitter, jitter) if jitter else 1))
+        await asyncio.sleep(cost * self.compute_s * (1 + self.rng.uniform(-jitter, jitter) if jitter else 1))
         return result
 
     def clock(self) -> float:
@@ -399,7 +399,7 @@ def population(settings: Settings, workers: int) -> tuple[list[Learner], list[Te
     """Learners over the task's parts, one a worker, and their equal first states. They share one module."""
     s = settings
     task = load_task(s.task)
-    model, x0 = initial_state(task, s.seed, torch.device("cpu"))
+    model, x0 = initial_state(task, s.seed, torch.device("cpu"), s.precision)
     learners = []
     for shard, data in enumerate(_parts(task, s, workers)):
         decay = s.decay_in_gradient

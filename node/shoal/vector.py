@@ -1,8 +1,9 @@
 """A module's parameters as one flat tensor, and back.
 
-The state of a model is a vector of d + b float32: its d trainable parameters, then b *carried* values: float buffers
-(BatchNorm's running statistics) and frozen parameters. Algorithms act on the first d. The carried ones are averaged
-beside them and never corrected or decayed. Integer buffers stay with the module and are never averaged.
+The state of a model is a vector of d + b floats (float32, unless the run asks for float64): its d trainable parameters,
+then b *carried* values: float buffers (BatchNorm's running statistics) and frozen parameters. Algorithms act on the
+first d. The carried ones are averaged beside them and never corrected or decayed. Integer buffers stay with the module
+and are never averaged.
 """
 
 import dataclasses
@@ -26,6 +27,7 @@ class Layout:
     d: int  # elements of all trainable parameters
     b: int  # elements that are carried: float buffers and frozen parameters
     integers: tuple[tuple[str, str], ...] = ()  # (name, "int64 3x2") of the buffers that stay with the module
+    dtype: str = "float32"  # of all elements
 
     def slices(self) -> Iterator[tuple[str, slice, tuple[int, ...]]]:
         """(name, its place in the vector, its shape), in order."""
@@ -39,7 +41,7 @@ class Layout:
         document = {f"integer buffer {name}": what for name, what in self.integers}
         for name, place, shape in self.slices():
             kind = "parameter" if place.stop <= self.d else "carried"
-            document[f"{kind} {name}"] = f"float32 {_by(shape)} at {place.start}"
+            document[f"{kind} {name}"] = f"{self.dtype} {_by(shape)} at {place.start}"
         return document
 
 
@@ -49,15 +51,17 @@ class FlatModel:
     Many learners may share one, in turn: it keeps nothing between calls but integer buffers.
     """
 
-    def __init__(self, module: nn.Module, device: torch.device | str = "cpu") -> None:
-        """Takes the module over and moves it to `device`.
+    def __init__(
+        self, module: nn.Module, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
+    ) -> None:
+        """Takes the module over, moves it to `device` and makes its floats `dtype`.
 
         Raises TaskError, naming the tensor, for a parameter or float buffer that is not float32, for a parameter
         without a shape, and for a module that has nothing to train. A tied parameter counts once.
         """
         _check(module)
-        self.module = module.to(device)
-        self.device = torch.device(device)
+        self.module = module.to(device, dtype)
+        self.device, self.dtype = torch.device(device), dtype
         named = dict(module.named_parameters())
         parameters = {name: p for name, p in named.items() if p.requires_grad}
         frozen = {name: p for name, p in named.items() if not p.requires_grad}
@@ -71,6 +75,7 @@ class FlatModel:
             d=sum(t.numel() for t in parameters.values()),
             b=sum(t.numel() for t in (*frozen.values(), *floats.values())),
             integers=tuple((name, f"{_dtype(b)} {_by(b.shape)}") for name, b in integers.items()),
+            dtype=str(dtype).removeprefix("torch."),
         )
         if self.layout.d == 0:
             raise TaskError(f"{type(module).__name__} has no trainable parameter: there is nothing to train")

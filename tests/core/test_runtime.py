@@ -26,7 +26,7 @@ class Host:
     def send(self, peer: str, message: Message) -> None:
         self.sent.append((peer, message.kind))
 
-    def compute(self, work: Callable[[], T]) -> Awaitable[T]:
+    def compute(self, work: Callable[[], T], cost: float = 1.0) -> Awaitable[T]:
         raise NotImplementedError
 
     def clock(self) -> float:

@@ -52,9 +52,10 @@ def test_every_node_follows_the_virtual_time_run(algorithm: str, rounds: int, tm
         check_mean_model(node, own.double().mean(0), learner)
 
 
-@pytest.mark.parametrize("algorithm", ["allreduce-sgd", "signum", "ef-signsgd"])
+@pytest.mark.parametrize("algorithm", ["allreduce-sgd", "signum", "ef-signsgd", "katyusha-x"])
 def test_replicas_are_those_of_virtual_time_bit_for_bit(algorithm: str, tmp_path: Path) -> None:
-    settings = Settings(algorithm=algorithm, batch=16, rounds=40, seed=3, hash_every=15)
+    rounds, batch = (3, 64) if algorithm == "katyusha-x" else (40, 16)
+    settings = Settings(algorithm=algorithm, batch=batch, rounds=rounds, seed=3, hash_every=15)
     nodes = over_grpc(tmp_path, settings)
     members = (nodes[0].result() or {})["members"]
     expected, _ = in_virtual_time(settings, names=members)  # coins are thrown for a worker by its id

@@ -7,6 +7,7 @@ from shoal.algorithms.allreduce_sgd import allreduce_sgd
 from shoal.algorithms.d2 import d2
 from shoal.algorithms.d_psgd import d_psgd
 from shoal.algorithms.ef_signsgd import ef_signsgd
+from shoal.algorithms.katyusha_x import katyusha_x
 from shoal.algorithms.signum import signum
 from shoal.algorithms.worker import Worker
 
@@ -18,4 +19,6 @@ BY_NAME: dict[str, Callable[[Worker], Awaitable[None]]] = {
     "signsgd": signum,
     "signum": signum,
     "ef-signsgd": ef_signsgd,
+    "katyusha-x": katyusha_x,
+    "svrg": katyusha_x,
 }

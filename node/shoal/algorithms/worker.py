@@ -18,13 +18,18 @@ class Worker(Protocol):
     """
 
     x: Tensor
-    """(d,) float32, on the worker's device. Change it in place; the runtime moves it when an average is settled."""
+    """(d,) floats, on the worker's device. Change it in place; the runtime moves it when an average is settled."""
     rng: random.Random
     """Seeded from the run's seed and the worker's id."""
     momentum: float
     weight_decay: float
     """For algorithms that decay x themselves; the gradients of the others hold it already."""
     overlap: int
+    batch: int
+    seed: int
+    """The run's, the same on every member."""
+    tau: float | None
+    prox: str
 
     @property
     def neighbours(self) -> Sequence[PeerId]:
@@ -37,6 +42,15 @@ class Worker(Protocol):
     @property
     def kept_corrections(self) -> bool:
         """Whether what `keep` holds fits the other members' (False after a resume at unequal rounds)."""
+
+    @property
+    def members(self) -> int:
+        """How many take part, this worker included."""
+
+    @property
+    def rows(self) -> tuple[int, int, int]:
+        """(first, own, all): with the samples of all members in a row, by their ids, this worker's are first ...
+        first + own - 1 of all."""
 
     def more(self) -> bool:
         """Whether the shoal still wants gradients (asynchronous runs)."""
@@ -52,6 +66,12 @@ class Worker(Protocol):
 
     def gradient(self, x: Tensor) -> Awaitable[Tensor]:
         """(d,): the next minibatch's gradient at x as it is at the call, weight decay included."""
+
+    def full_gradient(self, x: Tensor) -> Awaitable[Tensor]:
+        """(d,): at x, the mean over all own samples."""
+
+    def change(self, w: Tensor, x: Tensor, rows: Tensor) -> Awaitable[Tensor]:
+        """(d,): sum over these rows of the own samples of grad f_r(w) - grad f_r(x)."""
 
     def mix(self, t: int, y: Tensor) -> Awaitable[Tensor]:
         """(d,): sum_j W_ij y_j of round t."""

@@ -59,7 +59,8 @@ def _mean_model(state_dir: Path) -> Model:
 def _own_model(state_dir: Path, task_name: str) -> Model:
     """The task gives what a vector has not: the names of tied tensors, and integer buffers."""
     task = load_task(task_name)
-    model, _ = initial_state(task, seed=0)
+    precision = read(state_dir / CHECKPOINT).run_document.get("precision", "f32")
+    model, _ = initial_state(task, seed=0, precision=precision)
     saved = read(state_dir / CHECKPOINT, task_document=task_document(task, model.layout))
     about = {"task": task_name, "run": saved.run_document, "node": saved.node_id, "step": saved.step}
     return model.state_dict(saved.state), about

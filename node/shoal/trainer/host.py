@@ -46,7 +46,7 @@ class TrainerHost:
         shard, shards = parse_shard(s.shard)
         self.task = load_task(s.task)
         data = local_data(self.task, Place(shard, shards, s.partition, s.seed, Path(s.data_dir), s.download))
-        model, state = initial_state(self.task, s.seed, device)
+        model, state = initial_state(self.task, s.seed, device, s.precision)
         learner = Learner(
             self.task,
             data,
@@ -94,14 +94,14 @@ class TrainerHost:
         gradients."""
         return tuple(itertools.islice(reversed(self._others.items()), wire.HEARD_LIMIT))
 
-    async def compute(self, work: Callable[[], T]) -> T:
+    async def compute(self, work: Callable[[], T], cost: float = 1.0) -> T:
         """In the second thread, one piece of work at a time, so that this loop answers peers meanwhile."""
-        return await asyncio.get_running_loop().run_in_executor(self._computing, self._paced, work)
+        return await asyncio.get_running_loop().run_in_executor(self._computing, self._paced, work, cost)
 
-    def _paced(self, work: Callable[[], T]) -> T:
+    def _paced(self, work: Callable[[], T], cost: float) -> T:
         result = work()
         if self.settings.emulate_compute_s:
-            time.sleep(self.settings.emulate_compute_s)
+            time.sleep(cost * self.settings.emulate_compute_s)
         return result
 
     def clock(self) -> float:

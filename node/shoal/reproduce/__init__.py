@@ -1,0 +1,1 @@
+"""`shoal reproduce`: the papers' claims, each an experiment that anyone can repeat."""
