@@ -161,10 +161,11 @@ class Learner:
                 what = f"its module {name or '(the model)'} is {type(module).__name__}"
                 raise TaskError(f"task {self.task.name} is no finite sum: {what}; take another algorithm or model")
         rows = torch.arange(min(3, self.samples))
-        zero = torch.zeros_like(state)
+        # Not from `state` itself: a model that starts at 0 would be compared with itself, and anything would pass.
+        other = state + torch.linspace(0.1, 1.0, len(state), dtype=state.dtype, device=state.device)
 
         def at(chosen: Tensor) -> Tensor:
-            return self.change(state, zero, chosen)
+            return self.change(other, state, chosen)
 
         whole, again, one_by_one = at(rows), at(rows), sum(at(row[None]) for row in rows)
         assert isinstance(one_by_one, Tensor)

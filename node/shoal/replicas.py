@@ -6,7 +6,7 @@ whoever differs from most takes their model.
 
 import hashlib
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -17,10 +17,12 @@ from shoal.messages import PeerId, Tag
 HASH_BYTES = 8
 
 
-def fingerprint(x: Tensor) -> Tensor:
-    """(8,) uint8: a hash of the bits of x."""
-    bits = x.detach().cpu().contiguous().view(torch.uint8).numpy()
-    digest = hashlib.sha256(bits.data).digest()
+def fingerprint(*held: Tensor) -> Tensor:
+    """(8,) uint8: a hash of the bits of all, in order."""
+    hashed = hashlib.sha256()
+    for x in held:
+        hashed.update(x.detach().cpu().contiguous().view(torch.uint8).numpy().data)
+    digest = hashed.digest()
     return torch.frombuffer(bytearray(digest[:HASH_BYTES]), dtype=torch.uint8)
 
 
@@ -31,11 +33,15 @@ def right_one(held: Mapping[PeerId, Tensor]) -> tuple[PeerId, list[PeerId]]:
     return next(m for m in words if words[m] == most), [m for m in words if words[m] != most]
 
 
-async def agreed(together: Collective, x: Tensor, round: int) -> tuple[PeerId, list[PeerId]]:
-    """Compare x with the other members', and put it right in place. Returns (whose model counted, who differed)."""
+async def agreed(together: Collective, own: Sequence[Tensor], round: int) -> tuple[PeerId, list[PeerId]]:
+    """Compare x, and what else must be equal, with the other members', and put all of it right in place.
+
+    Returns (whose model counted, who differed). Each tensor is a post of its own: no post is longer than a model.
+    """
     me, others = together.me, [member for member in together.members if member != together.me]
-    hashes, models = Tag(together.view, round, "hash"), Tag(together.view, round, "model")
-    held = {me: fingerprint(x)}
+    hashes = Tag(together.view, round, "hash")
+    models = [Tag(together.view, round, "model", step) for step in range(len(own))]
+    held = {me: fingerprint(*own)}
     for member in others:
         together.post.post(member, hashes, held[me])
     for member in others:
@@ -44,9 +50,11 @@ async def agreed(together: Collective, x: Tensor, round: int) -> tuple[PeerId, l
     source, wrong = right_one(held)
     if source == me:
         for member in wrong:
-            together.post.post(member, models, x.clone())
+            for tag, x in zip(models, own, strict=True):
+                together.post.post(member, tag, x.clone())
     if me in wrong:
-        model = await together.collect(source, models)
-        check(model, x.numel(), x.dtype, source, "model")
-        x.copy_(model)
+        for tag, x in zip(models, own, strict=True):
+            model = await together.collect(source, tag)
+            check(model, x.numel(), x.dtype, source, "model")
+            x.copy_(model)
     return source, wrong

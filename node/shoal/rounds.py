@@ -29,7 +29,7 @@ class Rounds:
         self._round = 0
         self._unconfirmed: dict[tuple[PeerId, Tag], Tensor] = {}
         self._inbox: dict[tuple[PeerId, Tag], Tensor] = {}
-        self._taken: dict[tuple[PeerId, Tag], None] = {}  # of this round and the one before
+        self._taken: dict[tuple[PeerId, str, int, str], int] = {}  # the last step; this round's, and the one's before
         self._early: dict[PeerId, list[Message]] = {}  # posts of another view than ours
         self._up: set[PeerId] = set()
 
@@ -50,9 +50,10 @@ class Rounds:
     def enter(self, view: str, round: int) -> None:
         """Begin a view at a round. What belongs to another view is dropped; what came early for it is admitted."""
         self._view, self._round = view, round
-        for box in (self._unconfirmed, self._inbox, self._taken):
+        for box in (self._unconfirmed, self._inbox):
             for key in [k for k in box if k[1].view != view]:
                 del box[key]
+        self._taken = {key: step for key, step in self._taken.items() if key[1] == view}
         early, self._early = self._early, {}
         for peer in sorted(early):
             for message in early[peer]:
@@ -62,7 +63,7 @@ class Rounds:
     def begin(self, round: int) -> None:
         """This node works on `round` now: what was taken before the last one is forgotten."""
         self._round = round
-        for key in [k for k in self._taken if k[1].round < round - 1]:
+        for key in [k for k in self._taken if k[2] < round - 1]:
             del self._taken[key]
 
     def post(self, peer: PeerId, tag: Tag, vector: Tensor) -> None:
@@ -72,11 +73,14 @@ class Rounds:
             self._send(peer, Message(Kind.POST, tag=tag, vector=vector))
 
     def take(self, peer: PeerId, tag: Tag) -> Tensor | None:
-        """The post of `peer` under `tag`, once; None if it has not come."""
+        """The post of `peer` under `tag`, once; None if it has not come. Steps of one purpose are taken in order."""
         vector = self._inbox.pop((peer, tag), None)
         if vector is not None:
-            self._taken[peer, tag] = None
+            self._taken[peer, tag.view, tag.round, tag.purpose] = tag.step
         return vector
+
+    def _was_taken(self, peer: PeerId, tag: Tag) -> bool:
+        return self._taken.get((peer, tag.view, tag.round, tag.purpose), -1) >= tag.step
 
     def up(self, peer: PeerId) -> None:
         """A connection stands: repeat what was not confirmed, in the order in which it was posted."""
@@ -109,7 +113,7 @@ class Rounds:
                 f"it cannot have our post of {self._round}"
             )
         key = (peer, tag)
-        if tag.round >= self._round - 1 and key not in self._taken and key not in self._inbox:
+        if tag.round >= self._round - 1 and not self._was_taken(peer, tag) and key not in self._inbox:
             if not is_finite(vector):
                 raise BadVector(f"vector from {peer} in round {tag.round} holds NaN or Inf: its model has diverged")
             if sum(1 for k in self._inbox if k[0] == peer) >= MAX_WAITING:

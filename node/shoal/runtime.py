@@ -71,7 +71,7 @@ class Host(Protocol):
 
 class Runtime:
     """A worker. `state` is (d+b,): d parameters, which algorithms see as `x`, and b float buffers, averaged with them
-    but never corrected."""
+    but never corrected. Raises TaskError for a task that is none for the algorithm."""
 
     def __init__(
         self, me: PeerId, incarnation: int, learner: Learner, state: Tensor, settings: Settings, host: Host
@@ -104,6 +104,8 @@ class Runtime:
         segments = [place.stop - place.start for _, place, _ in layout.slices() if place.stop <= layout.d]
         self._counting = Counting(self.collective, segments=segments, seed=settings.seed, memory=self.memory)
         self._handover = Handover(snapshot=lambda: self.state.clone(), send=host.send)
+        if settings.traits.finite_sum:
+            learner.check_finite_sum(state)
         self._factor: Schedule = schedule(settings.schedule, settings.warmup)
         self._budget, self._rounds = settings.total_gradients(1), settings.total_rounds(1)
         self._up: set[PeerId] = set()
@@ -148,9 +150,7 @@ class Runtime:
         return self._graph_neighbours
 
     async def run(self) -> None:
-        """The algorithm, from here to its end. Raises TaskError where the task is none for it."""
-        if self.settings.traits.finite_sum:
-            self.learner.check_finite_sum(self.state)
+        """The algorithm, from here to its end."""
         self._handover.begin()
         await BY_NAME[self.settings.algorithm](self)
 
@@ -353,11 +353,12 @@ class Runtime:
         """None: among peers nobody goes on without this worker."""
         return None
 
-    async def agree(self, t: int) -> None:
-        """Every `hash_every`-th round. Who was wrong is told to the host."""
+    async def agree(self, t: int, *kept: Tensor) -> None:
+        """Every `hash_every`-th round, and first after a resume at unequal rounds. Tells the host who was wrong."""
         every = self.settings.hash_every
-        if every and t and t % every == 0:
-            source, wrong = await agreed(self.collective, self.x, t)
+        assert self.view is not None
+        if (every and t and t % every == 0) or (t == self.view.round and not self.kept_corrections):
+            source, wrong = await agreed(self.collective, (self.x, *kept), t)
             if wrong:
                 self.host.record("event", what="replicas differed", round=t, right=source, wrong=wrong)
                 self.host.warn(f"round {t}: the model of {', '.join(wrong)} differed; that of {source} counts")

@@ -18,7 +18,7 @@ from shoal.fields import checked, matches, parse_address, parse_shard, setting
 PROTOCOL_VERSION = 1
 """Raised when a node could no longer talk to an older one; Hello refuses another number."""
 
-USUAL = {"lr": 0.1, "momentum": 0.0, "precision": "f32"}
+USUAL = {"lr": 0.1, "momentum": 0.0, "precision": "f32", "hash_every": 100}
 """What settings are that neither the user nor the algorithm's traits give."""
 
 EXCLUSIVE = ("rounds", "gradients")
@@ -34,23 +34,26 @@ class Traits:
     mixes: bool = False  # by a matrix W over the graph
     pairs: bool = False  # averages in pairs
     replicas: bool = False  # all members hold the same x, and compare it now and then
+    shared: tuple[str, ...] = ()  # what `keep` holds that belongs to x: whoever takes a model takes it, too
     votes: bool = False  # counts signs: no size of anything matters, and weight decay is decoupled
     finite_sum: bool = False  # needs gradients of single samples that chance does not change
     usual: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # defaults of settings that are not given
 
 
 BOTH = ("peers", "coordinator")
+DOUBLE = {"precision": "f64", "hash_every": 10}  # a round is an epoch
 
 ALGORITHMS: dict[str, Traits] = {
     "ad-psgd": Traits(rounds=False, pairs=True),
     "d-psgd": Traits(rounds=True, mixes=True),
     "d2": Traits(rounds=True, mixes=True),
-    "allreduce-sgd": Traits(rounds=True, replicas=True, over=BOTH),
+    "allreduce-sgd": Traits(rounds=True, replicas=True, shared=("momentum",), over=BOTH),
+    "a-psgd": Traits(rounds=False, over=("coordinator",)),
     "signsgd": Traits(rounds=True, replicas=True, votes=True, over=BOTH, usual={"lr": 0.003}),
     "signum": Traits(rounds=True, replicas=True, votes=True, over=BOTH, usual={"lr": 0.003, "momentum": 0.9}),
     "ef-signsgd": Traits(rounds=True, replicas=True, over=BOTH),
-    "katyusha-x": Traits(rounds=True, replicas=True, finite_sum=True, over=BOTH, usual={"precision": "f64"}),
-    "svrg": Traits(rounds=True, replicas=True, finite_sum=True, over=BOTH, usual={"precision": "f64", "tau": 0.5}),
+    "katyusha-x": Traits(rounds=True, replicas=True, finite_sum=True, over=BOTH, usual=DOUBLE),
+    "svrg": Traits(rounds=True, replicas=True, finite_sum=True, over=BOTH, usual={**DOUBLE, "tau": 0.5}),
 }
 """Each is one file in `algorithms/`."""
 
@@ -65,6 +68,12 @@ class Settings:
         "How the nodes train together.",
         "run",
         choices=tuple(ALGORITHMS),
+    )
+    over: str = setting(
+        None,
+        "Through whom: peers, or a coordinator. If not given: coordinator where one is named or needed, else peers.",
+        "run",
+        choices=BOTH,
     )
     lr: float = setting(
         None,
@@ -155,8 +164,8 @@ class Settings:
         "run",
     )
     hash_every: int = setting(
-        100,
-        "Rounds after which members that must hold equal models compare a hash; 0 never. Less finds a fault sooner.",
+        None,
+        "Rounds between comparisons of a hash of models that must be equal: 100, or 10 epochs; 0 never.",
         "run",
         low=0,
     )
@@ -180,7 +189,12 @@ class Settings:
         "none",
         "katyusha-x, svrg: a regulariser that is not differentiated but solved for: none, l1:STRENGTH, l2:STRENGTH.",
         "run",
-        form=matches(r"none|l[12]:[\d.e-]+", "none, l1:STRENGTH or l2:STRENGTH, such as l1:0.001"),
+        form=matches(
+            r"none|l[12]:(\d+\.?\d*|\.\d+)(e-?\d{1,3})?", "none, l1:STRENGTH or l2:STRENGTH, such as l1:0.001"
+        ),
+    )
+    staleness_aware: bool = setting(
+        False, "a-psgd: divide the step size by the age of a gradient, counted in models.", "run"
     )
     codec: str = setting("f32", "How a vector travels.", "run", choices=("f32",))
 
@@ -240,6 +254,9 @@ class Settings:
     peers: tuple[str, ...] = setting(
         (), "HOST:PORT of known peers, for static discovery; one is enough.", "node", form=parse_address
     )
+    coordinator: str = setting(
+        "", "HOST:PORT of the coordinator, which also knows the other nodes.", "node", form=parse_address
+    )
     min_nodes: int = setting(
         1, "Training starts when so many nodes are ready, all together.", "node", low=1, high=100_000
     )
@@ -257,6 +274,20 @@ class Settings:
     )
     suspect_after_s: float = setting(
         5.0, "Seconds of silence after which a member counts as gone.", "node", low=0.5, high=3600
+    )
+    quorum: int | None = setting(
+        None,
+        "coordinator: answers with which a round may close without the rest. Fewer wait less, and leave more out.",
+        "node",
+        low=1,
+        high=100_000,
+    )
+    deadline_s: float = setting(
+        1.0,
+        "coordinator: seconds after a round's first answer for which a quorum waits for the rest.",
+        "node",
+        low=0,
+        high=3600,
     )
     log: str = setting(
         "auto",
@@ -289,6 +320,9 @@ class Settings:
         for name, value in {**USUAL, **self.traits.usual}.items():
             if getattr(self, name) is None:
                 object.__setattr__(self, name, value)
+        if self.over is None:
+            named = "coordinator" if self.coordinator and "coordinator" in self.traits.over else self.traits.over[0]
+            object.__setattr__(self, "over", named)
         if all(getattr(self, name) is not None for name in EXCLUSIVE):
             raise SettingsError("give rounds or gradients, not both: each alone says how long the run is")
         self._check_fit()
@@ -304,6 +338,12 @@ class Settings:
         if self.mixing != "metropolis" and not traits.mixes:
             raise SettingsError(f"mixing = {self.mixing} has no effect: {self.algorithm} has no mixing matrix")
 
+        if self.over not in traits.over:
+            raise SettingsError(f"over = {self.over}: {self.algorithm} runs over {' or '.join(traits.over)}")
+        if self.gradients is not None and self.synchronous and not self.fixed_view:
+            raise SettingsError("gradients = N needs members that stay; over a coordinator give rounds, a node's own")
+        if self.staleness_aware and self.algorithm != "a-psgd":
+            raise SettingsError(f"staleness_aware is for a-psgd: no gradient of {self.algorithm} is stale at a server")
         if (self.tau is not None or self.prox != "none") and not traits.finite_sum:
             which = f"tau = {self.tau}" if self.tau is not None else f"prox = {self.prox}"
             raise SettingsError(f"{which} is for katyusha-x and svrg, not for {self.algorithm}")
@@ -330,6 +370,11 @@ class Settings:
     def synchronous(self) -> bool:
         """Whether the algorithm proceeds in rounds."""
         return self.traits.rounds
+
+    @property
+    def fixed_view(self) -> bool:
+        """Whether the run cannot go on without one of its members."""
+        return self.synchronous and (self.over == "peers" or self.traits.finite_sum)
 
     def total_rounds(self, nodes: int) -> int:
         """Rounds of a synchronous run, or gradients a node on average: at least 1."""

@@ -14,8 +14,9 @@ from shoal.algorithms.worker import Worker
 
 async def allreduce_sgd(me: Worker) -> None:
     """One gradient, then one mean a round."""
+    kept = [me.keep("momentum")] if me.momentum else []
     for t in me.rounds():
-        await me.agree(t)
+        await me.agree(t, *kept)
         g = await me.gradient(me.x)
         mean = await me.mean(t, g)
         u = direction(me, mean)

@@ -28,17 +28,16 @@ from shoal.algorithms.worker import Worker
 
 async def katyusha_x(me: Worker) -> None:
     """One epoch a round."""
-    x, y, y_before = me.keep("x"), me.keep("y"), me.keep("y before")
+    x, y, y_before = me.keep("x"), me.x, me.keep("y before")
     for k in me.rounds():
-        await me.agree(k)
+        await me.agree(k, x, y_before)
         if k == 0:
-            for start in (x, y, y_before):
-                start.copy_(me.x)
+            x.copy_(y)
+            y_before.copy_(y)
         x.copy_(coupled(k, me.tau, x, y, y_before))
         w = await svrg_epoch(me, k, x)
         y_before.copy_(y)
         y.copy_(w)
-        me.x.copy_(y)
         me.count()
 
 

@@ -88,8 +88,9 @@ class Worker(Protocol):
     def missed(self, purpose: str, t: int) -> Tensor | None:
         """The answer of round t where the others went on without this worker, which then takes it as it is."""
 
-    def agree(self, t: int) -> Awaitable[None]:
-        """Now and then, compare a hash of x with the other members'; a replica that differs is put right."""
+    def agree(self, t: int, *kept: Tensor) -> Awaitable[None]:
+        """Now and then, compare a hash of x, and of what else must be equal, with the other members'; a replica that
+        differs is put right in place."""
 
     def average(self, peer: PeerId) -> Awaitable[Outcome]:
         """Average x with `peer`: (x_i, x_j) <- ((x_i+x_j)/2, (x_i+x_j)/2), settled on both ends or on neither."""

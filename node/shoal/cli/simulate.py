@@ -3,6 +3,7 @@
 import math
 import re
 import time
+from dataclasses import fields
 from typing import Annotated, Any
 
 import torch
@@ -16,28 +17,7 @@ from shoal.errors import SettingsError
 from shoal.settings import Settings
 from shoal.simulation import Crash, Cut, Result, Scenario, evaluator, population, simulate
 
-RUN_SETTINGS = [
-    "algorithm",
-    "lr",
-    "schedule",
-    "warmup",
-    "momentum",
-    "weight_decay",
-    "batch",
-    "rounds",
-    "gradients",
-    "overlap",
-    "topology",
-    "mixing",
-    "lazy",
-    "weight",
-    "partition",
-    "seed",
-    "task",
-    "data_dir",
-    "download",
-    "threads",
-]
+RUN_SETTINGS = [f.name for f in fields(Settings) if f.metadata["scope"] == "run"] + ["task", "data_dir", "download"]
 
 
 @with_settings(only=RUN_SETTINGS)

@@ -19,6 +19,27 @@ else:
 
 DESCRIPTOR: _descriptor.FileDescriptor
 
+class _Role:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _RoleEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Role.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    ROLE_UNSPECIFIED: _Role.ValueType  # 0
+    """a node"""
+    ROLE_NODE: _Role.ValueType  # 1
+    ROLE_COORDINATOR: _Role.ValueType  # 2
+    """serves nodes and trains nothing; a member of no view"""
+
+class Role(_Role, metaclass=_RoleEnumTypeWrapper): ...
+
+ROLE_UNSPECIFIED: Role.ValueType  # 0
+"""a node"""
+ROLE_NODE: Role.ValueType  # 1
+ROLE_COORDINATOR: Role.ValueType  # 2
+"""serves nodes and trains nothing; a member of no view"""
+Global___Role: _TypeAlias = Role  # noqa: Y015
+
 class _Phase:
     ValueType = _typing.NewType("ValueType", _builtins.int)
     V: _TypeAlias = ValueType  # noqa: Y015
@@ -141,6 +162,7 @@ class Identity(_message.Message):
     INCARNATION_FIELD_NUMBER: _builtins.int
     ADDRESS_FIELD_NUMBER: _builtins.int
     NAME_FIELD_NUMBER: _builtins.int
+    ROLE_FIELD_NUMBER: _builtins.int
     node_id: _builtins.str
     incarnation: _builtins.int
     """grows with every start of the node; (node_id, incarnation) is never used twice"""
@@ -148,6 +170,7 @@ class Identity(_message.Message):
     """HOST:PORT to dial"""
     name: _builtins.str
     """for people"""
+    role: Global___Role.ValueType
     def __init__(
         self,
         *,
@@ -155,10 +178,11 @@ class Identity(_message.Message):
         incarnation: _builtins.int = ...,
         address: _builtins.str = ...,
         name: _builtins.str = ...,
+        role: Global___Role.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "incarnation", b"incarnation", "name", b"name", "node_id", b"node_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "incarnation", b"incarnation", "name", b"name", "node_id", b"node_id", "role", b"role"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
