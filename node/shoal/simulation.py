@@ -53,7 +53,7 @@ class Scenario:
 
     compute_s: float = 0.01  # a gradient
     jitter: float = 0.0  # a gradient takes compute_s (1 +- jitter), uniformly; 0: all exactly alike
-    vector_s: float = 0.0  # a full vector on its way from one worker to another; less if it is packed, or a piece
+    vector_s: float = 0.0  # a full vector keeps a link busy, one way; less if it is packed, or a piece
     port_s: float = 0.0  # a full vector keeps the ports of sender and receiver busy; what comes next waits
     latency_s: float = 0.0001  # any message on its way
     slow: tuple[tuple[int, float], ...] = ()  # (worker, factor on compute_s)
@@ -236,10 +236,10 @@ class World:
             return now + way.travel_s
         self.sent_bytes[way.source] += message.vector.nbytes
         part = message.vector.nbytes / self._full_bytes
-        there = now + way.travel_s + part * way.full_s
+        there = max(now, way.arrival - way.travel_s) + part * way.full_s + way.travel_s  # one after the other
         if busy_s := part * self.scenario.port_s:
             left = self._leaving[way.source] = max(now, self._leaving[way.source]) + busy_s
-            there = max(left + way.travel_s + part * way.full_s, self._entering[way.to.me] + busy_s)
+            there = max(there, left + way.travel_s + part * way.full_s, self._entering[way.to.me] + busy_s)
             self._entering[way.to.me] = there
         return there
 
