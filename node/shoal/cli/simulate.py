@@ -26,12 +26,14 @@ def command(
     workers: Annotated[int, typer.Option(help="Number of workers.", min=1, max=100_000)] = 5,
     compute: Annotated[float, typer.Option(help="Seconds that a gradient takes.", min=0)] = 0.01,
     jitter: Annotated[float, typer.Option(help="A gradient takes compute (1 +- jitter).", min=0, max=1)] = 0.0,
-    link: Annotated[float, typer.Option(help="Seconds that a vector travels.", min=0)] = 0.001,
+    link: Annotated[float, typer.Option(help="Seconds that a full vector keeps a link busy, one way.", min=0)] = 0.001,
+    port: Annotated[float, typer.Option(help="Seconds that it keeps a worker's network port busy.", min=0)] = 0.0,
     latency: Annotated[float, typer.Option(help="Seconds that any message travels.", min=0)] = 0.0001,
     slow: Annotated[list[str] | None, typer.Option(help="WORKER:FACTOR, a slow worker.")] = None,
     slow_link: Annotated[list[str] | None, typer.Option(help="A-B:FACTOR, a slow link.")] = None,
     cut: Annotated[list[str] | None, typer.Option(help="AT:A-B:SECONDS, a link that breaks for a while.")] = None,
     crash: Annotated[list[str] | None, typer.Option(help="AT:WORKER, a worker that dies.")] = None,
+    attack: Annotated[list[str] | None, typer.Option(help="WORKER:FACTOR on its gradients; -1 flips them.")] = None,
     curve_every: Annotated[int, typer.Option(help="Gradients between two points of the curve; 0: ends only.")] = 0,
     json_file: JsonFile = None,
 ) -> None:
@@ -43,12 +45,14 @@ def command(
         compute_s=compute,
         jitter=jitter,
         vector_s=link,
+        port_s=port,
         latency_s=latency,
         slow=tuple((int(w), float(f)) for w, f in _parsed(slow, r"(\d+):([\d.]+)", "--slow WORKER:FACTOR")),
         slow_links=tuple(
             (int(a), int(b), float(f))
             for a, b, f in _parsed(slow_link, r"(\d+)-(\d+):([\d.]+)", "--slow-link A-B:FACTOR")
         ),
+        attackers=tuple((int(w), float(f)) for w, f in _parsed(attack, r"(\d+):(-?[\d.]+)", "--attack WORKER:FACTOR")),
         cuts=tuple(
             Cut(float(t), int(a), int(b), float(s))
             for t, a, b, s in _parsed(cut, r"([\d.]+):(\d+)-(\d+):([\d.]+)", "--cut AT:A-B:SECONDS")
@@ -92,6 +96,7 @@ def summarise(settings: Settings, result: Result, real_s: float) -> dict[str, An
         "train_loss": last.loss,
         "accuracy": last.accuracy,
         "spread": last.spread,
+        "sent_bytes": sum(result.sent_bytes.values()),
         "averages_done": sum(t.active for t in tallies),
         "averages_busy": sum(t.busy for t in tallies),
         "averages_broken": sum(t.gone for t in tallies),
@@ -115,10 +120,11 @@ def _show(settings: Settings, workers: int, result: Result, summary: dict[str, A
         "spread of the models": _number(summary["spread"]),
         "gradients": f"{summary['gradients']:,}",
         "virtual time": f"{summary['virtual_seconds']:.3f} s",
+        "bytes of vectors sent, a gradient": f"{summary['sent_bytes'] / max(1, summary['gradients']):,.0f}",
         "gradients a virtual second": _number(summary["gradients_per_virtual_second"]),
         "real time": f"{summary['real_seconds']:.1f} s",
     }
-    if not settings.synchronous:
+    if settings.traits.pairs:
         per_gradient = summary["averages_done"] / max(1, summary["gradients"])
         rows["averages done, a gradient"] = f"{per_gradient:.3f}"
         rows["offers answered busy, a gradient"] = f"{summary['averages_busy'] / max(1, summary['gradients']):.3f}"
