@@ -17,6 +17,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from shoal.demo.fleet import Fleet, NodeProcess
+from shoal.demo.fleet import start as start_process
 
 T = TypeVar("T")
 
@@ -40,16 +41,25 @@ class Shoal:
             **common,
         }
         self.nodes: list[NodeProcess] = []
+        self.coordinator: NodeProcess | None = None
 
     def start(self, name: str, entry: tuple[str, ...] = ("-m", "shoal"), **settings: Any) -> NodeProcess:
-        """One more node; its settings overrule the common ones."""
+        """One more node; its settings overrule the common ones. It is told of the coordinator, if there is one, else of
+        the first node that runs."""
         running = [node for node in self.nodes if node.process.poll() is None]
-        if running and "static" in self.common["discovery"]:
-            facts = self.until(running[0].facts, f"{running[0].name} listens")
-            settings = {"peers": facts["address"], **settings}
+        if "static" in self.common["discovery"] and (self.coordinator is not None or running):
+            known = self.coordinator or running[0]
+            facts = self.until(known.facts, f"{known.name} listens")
+            settings = {"coordinator" if self.coordinator else "peers": facts["address"], **settings}
         (node,) = Fleet(self.folder, [{"name": name, **self.common, **settings}], entry=entry).nodes
         self.nodes.append(node)
         return node
+
+    def coordinate(self, **settings: Any) -> NodeProcess:
+        """A coordinator for the nodes that are started afterwards, or another life of it."""
+        common = {key: self.common[key] for key in ("shoal", "discovery", "log")}
+        self.coordinator = start_process(self.folder, {"name": "coordinator", **common, **settings}, verb="coordinator")
+        return self.coordinator
 
     def start_all(self, count: int, **settings: Any) -> list[NodeProcess]:
         """node-1, node-2, ... which begin together, each with its part of the data."""
@@ -81,7 +91,7 @@ class Shoal:
 
     def close(self) -> None:
         """Kills what runs still, trainers first: a daemon that hangs must not hide one."""
-        for node in self.nodes:
+        for node in [*self.nodes, *([self.coordinator] if self.coordinator else [])]:
             if node.process.poll() is None:
                 for pid in [*children(node.process.pid), node.process.pid]:
                     with contextlib.suppress(ProcessLookupError):
@@ -90,7 +100,8 @@ class Shoal:
 
     def logs(self) -> str:
         """Everything that the nodes wrote."""
-        last = {n.folder: n for n in self.nodes}.values()  # of a node that was started again, its last life
+        everybody = [*self.nodes, *([self.coordinator] if self.coordinator else [])]
+        last = {n.folder: n for n in everybody}.values()  # of a node that was started again, its last life
         return "\n".join(f"--- {n.name}, exit code {n.process.poll()}\n{log(n)}" for n in last)
 
 

@@ -1,4 +1,10 @@
-"""The optional coordinator of a shoal: parameter server, vote counter, address book.
+"""The optional coordinator of a shoal: parameter server, vote counter, averager, address book.
 
-No algorithm that this version ships needs one, so the package holds no code yet.
+To follow one vote: `server.py` takes it, `teller.py` counts, `rounds.py` decides, `store.py` keeps, `service.py` runs
+the process around them.
 """
+
+from shoal_coordinator.rounds import Terms
+from shoal_coordinator.server import Server, beside
+
+__all__ = ["Server", "Terms", "beside"]

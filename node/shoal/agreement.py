@@ -131,7 +131,7 @@ class Agreement:
         if self.over:
             return []
         self.over = True
-        told = [m.id for m in self.roster.live() if m.linked]
+        told = [m.id for m in self.roster.around() if m.linked]
         return [Send(peer, Control(leave=Leave(reason=reason, finished=finished))) for peer in told]
 
     # --- inside -------------------------------------------------------------------------------------------------

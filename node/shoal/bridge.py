@@ -43,7 +43,10 @@ class Bridge:
         """Both streams stand."""
         self.metrics.connection("up")
         self._incarnations[peer.node_id, conn] = peer.incarnation
-        self.child.channel.send("up", peer=peer.node_id, conn=conn, incarnation=peer.incarnation)
+        coordinates = peer.role == pb.ROLE_COORDINATOR
+        self.child.channel.send(
+            "up", peer=peer.node_id, conn=conn, incarnation=peer.incarnation, coordinates=coordinates
+        )
         self._do(self.membership.link_up(peer.node_id, time.monotonic(), peer.incarnation))
 
     def down(self, peer_id: str, conn: int, reason: str) -> None:

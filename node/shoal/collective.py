@@ -1,10 +1,10 @@
-"""What the members of a view form together, without anyone in the middle: mixes, and sums over a ring.
+"""What the members of a view form together, without anyone in the middle: sums over a ring.
 
 Everything travels as a tagged post (`rounds.py`), so that it arrives exactly once though connections break.
 """
 
 import asyncio
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -30,14 +30,6 @@ class Collective:
         """Begin a view: its members, sorted, and its first round."""
         self.view, self.members = view, tuple(members)
         self.post.enter(view, round)
-
-    async def mixed(self, tag: Tag, payload: Tensor, weights: Mapping[PeerId, float]) -> Tensor:
-        """sum_j W_ij y_j in the order of the ids; `payload` is the own y, posted before to all others of `weights`."""
-        total = torch.zeros_like(payload)
-        for peer in sorted(weights):
-            theirs = payload if peer == self.me else await self.collect(peer, tag)
-            total.add_(theirs, alpha=weights[peer])
-        return total
 
     async def sum(self, purpose: str, vector: Tensor, *, round: int = 0, step: int = 0) -> Tensor:
         """(m,): the sum of all members' vectors, the same bits on each. (purpose, round, step) name it."""

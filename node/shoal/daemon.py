@@ -7,7 +7,6 @@ one of them says to the others.
 
 import asyncio
 import contextlib
-import ipaddress
 import logging
 import random
 import signal
@@ -20,14 +19,15 @@ from shoal import hello, logs, status
 from shoal.bridge import Bridge
 from shoal.child import Child
 from shoal.discovery import Candidate, Discovery
-from shoal.errors import Mismatch, PeerError, SettingsError
-from shoal.fields import parse_address
+from shoal.errors import Mismatch, PeerError
 from shoal.folder import StateFolder
 from shoal.greeter import LOADING, Greeter
 from shoal.link import Packet
 from shoal.membership import Membership
 from shoal.metrics import Metrics
+from shoal.process import Process, check_exposure
 from shoal.roster import Action, Dropped, Gone, Installed, Joined, Refused, Send, Stop
+from shoal.seeking import Seeking
 from shoal.settings import Settings
 from shoal.transport import Transport
 from shoal.v1 import node_pb2 as pb
@@ -54,7 +54,6 @@ class Daemon:
         self.ready: dict[str, Any] | None = None
         self.checkpoint = ""  # path of the one that the trainer wrote at its end
         self.discovery: Discovery | None = None  # not before the trainer has loaded task and data
-        self._tasks: dict[str, asyncio.Task[None]] = {}
         self._heartbeats_sent = 0
         self._totals: dict[str, int] = {}
 
@@ -66,21 +65,18 @@ class Daemon:
         logs.configure(s.log, s.log_level)
         self.folder = StateFolder(Path(s.state_dir), s.name)
         self.me = pb.Identity(node_id=self.folder.node_id, incarnation=self.folder.incarnation, name=self.folder.name)
-        self.ended: asyncio.Future[tuple[int, str]] = asyncio.get_running_loop().create_future()
+        self.process = Process()
         self.metrics = Metrics(node=self.me.node_id, algorithm=s.algorithm, task=s.task)
         try:
             async with contextlib.AsyncExitStack() as stack:
                 await self._start(stack)
-                code, reason = await self.ended
+                code, reason = await self.process.ended
                 return await self._finish(code, reason)
         finally:
             self.folder.close()
 
     async def _start(self, stack: contextlib.AsyncExitStack) -> None:
         s = self.settings
-        loop = asyncio.get_running_loop()
-        for number in (signal.SIGINT, signal.SIGTERM):
-            loop.add_signal_handler(number, self._on_signal, number)
         self.web = Web(s.http, registry=self.metrics.registry)
         stack.callback(self.web.close)
         self.child = await Child.start(s, self.me.node_id, self.me.incarnation)
@@ -90,11 +86,12 @@ class Daemon:
             heartbeat_s=s.heartbeat_s,
             suspect_after_s=s.suspect_after_s,
             min_nodes=s.min_nodes,
-            synchronous=s.synchronous,
+            synchronous=s.fixed_view,
             rng=random.Random(),
         )
         self.greeter = Greeter(lambda address: self.transport.greet(address), self._is_known)
         stack.push_async_callback(self.greeter.close)
+        self.seeking = Seeking(s, self.membership.roster, self.greeter)
         self.bridge = Bridge(self.child, self.membership, self.metrics, self.greeter, self._do)
         self.transport = self.bridge.transport = Transport(
             identity=self.me, hello=self._hello, judge=self._judge, events=self.bridge, heartbeat_s=s.heartbeat_s
@@ -107,41 +104,9 @@ class Daemon:
         log.info("node %s, shoal %s: gRPC on %s, HTTP on http://%s", self.me.node_id, s.shoal, bound, self.web.address)
         if s.insecure:
             log.warning("--insecure: no TLS, so whoever reaches %s can join and read every model", bound)
-        self._own("trainer", self._hear_trainer())
-        self._own("ticks", self._tick())
-        stack.push_async_callback(self._cancel_tasks)
-
-    def _own(self, name: str, work: Any) -> None:
-        """One background task, one name; one that ends with an error ends the node."""
-        task = asyncio.get_running_loop().create_task(work, name=name)
-        self._tasks[name] = task
-        task.add_done_callback(lambda done: self._task_ended(name, done))
-
-    def _task_ended(self, name: str, task: "asyncio.Task[None]") -> None:
-        self._tasks.pop(name, None)
-        if not task.cancelled() and (error := task.exception()) is not None and not self.ended.done():
-            self.ended.set_exception(error)
-
-    async def _cancel_tasks(self) -> None:
-        tasks = list(self._tasks.values())
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
-
-    def _end(self, code: int, reason: str) -> None:
-        if not self.ended.done():
-            self.ended.set_result((code, reason))
-
-    def _fail(self, code: int, message: str) -> None:
-        """Say at once what went wrong, in one or two lines; then end."""
-        if not self.ended.done():
-            print("error:", "\n".join(map(logs.printable, message.splitlines())), file=sys.stderr, flush=True)
-            self._end(code, message)
-
-    def _on_signal(self, number: int) -> None:
-        name = signal.Signals(number).name
-        log.info("%s: stopping%s", name, " already" if self.ended.done() else "")
-        self._end(128 + number, f"stopped by {name}")
+        self.process.own("trainer", self._hear_trainer())
+        self.process.own("ticks", self._tick())
+        stack.push_async_callback(self.process.cancel_tasks)
 
     async def _finish(self, code: int, reason: str) -> int:
         """Leave in order: stop the trainer, tell the others, write what happened."""
@@ -149,7 +114,7 @@ class Daemon:
             await self.discovery.close()
         if self.ready is None:
             self.child.kill()  # it has nothing to save, and hears nothing while it loads
-        elif (trainer := self._tasks.get("trainer")) is not None:
+        elif (trainer := self.process.tasks.get("trainer")) is not None:
             self.child.channel.send("stop")
             await asyncio.wait({trainer}, timeout=STOP_WITHIN_S)
         # Not before: it may have to settle averages with them, and they hang up at once.
@@ -196,10 +161,11 @@ class Daemon:
             self._on_packet(packet)
             if packet.kind == "ready":
                 await self._join()
-        if not self.ended.done():
+        if not self.process.ended.done():
             code = await self.child.process.wait()
             how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
-            self._fail(1, f"the trainer process {how} and said nothing; if memory ran out, the kernel's log says so")
+            what = f"the trainer process {how} and said nothing; if memory ran out, the kernel's log says so"
+            self.process.fail(1, what)
 
     def _on_packet(self, packet: Packet) -> None:
         fields = packet.fields
@@ -251,16 +217,16 @@ class Daemon:
             s.discovery.split(","),
             identity=self.me,
             shoal=s.shoal,
-            peers=s.peers,
+            peers=(*s.peers, *([s.coordinator] if s.coordinator else [])),
             listen=self.bound,
             found=self.greeter.consider,
         )
         await self.discovery.start()
 
     def _on_failure(self, fields: dict[str, Any]) -> None:
-        if fields["traceback"] and not self.ended.done():
+        if fields["traceback"] and not self.process.ended.done():
             print(fields["traceback"], file=sys.stderr)
-        self._fail(fields["exit_code"], fields["message"])
+        self.process.fail(fields["exit_code"], fields["message"])
 
     def _phase(self, phase: pb.Phase.ValueType) -> None:
         self._tell_membership(phase)
@@ -283,13 +249,15 @@ class Daemon:
 
     def _hello(self) -> pb.Hello:
         assert self.ready is not None
-        return hello.own(self.settings, self.me, self.ready, (m.identity for m in self.membership.roster.live()))
+        return hello.own(self.settings, self.me, self.ready, (m.identity for m in self.membership.roster.around()))
 
     def _judge(self, theirs: pb.Hello) -> str | None:
         """None welcomes; a text says what differs. Whoever is welcome is a member at once."""
         if self.ready is None:
             return f"{self.me.node_id} is {LOADING}; ask again"
         reason = hello.compare(self._hello(), theirs)
+        if reason is None and theirs.identity.role == pb.ROLE_COORDINATOR:
+            reason = self.seeking.conflict(theirs.identity.node_id)
         if reason is None:
             try:
                 self._do(self.membership.met(theirs.identity, theirs.samples, time.monotonic()))
@@ -302,9 +270,12 @@ class Daemon:
         return reason
 
     def _is_known(self, candidate: Candidate) -> bool:
-        """Whether that address is this node's own, or a live member's."""
+        """Whether that address is this node's own, or a live member's. A coordinator that starts again at its address
+        counts on being greeted: it counts as known while it is linked."""
         mine = candidate.node_id == self.me.node_id or candidate.address == self.me.address
-        return mine or any(m.identity.address == candidate.address for m in self.membership.roster.live())
+        around = self.membership.roster.around()
+        here = [m for m in around if m.identity.address == candidate.address]
+        return mine or any(m.linked or not m.coordinates for m in here)
 
     # --- membership's actions -----------------------------------------------------------------------------------
 
@@ -330,9 +301,9 @@ class Daemon:
             case Dropped(reason):
                 log.info("no view yet: %s", reason)
             case Stop(reason):
-                self._fail(3, reason)
+                self.process.fail(3, reason)
             case Refused(reason):
-                self._fail(2, reason)
+                self.process.fail(2, reason)
 
     def _on_view(self, view: pb.View, model_from: str) -> None:
         if self.settings.resume:
@@ -367,8 +338,10 @@ class Daemon:
             self._tell_membership()
             self._do(self.membership.tick(now))
             self._tell_totals()
+            if self.ready is not None and (why := self.seeking.step(now)):
+                self.process.fail(2, why)
             if self.membership.done(now):
-                self._end(0, "finished")
+                self.process.end(0, "finished")
             if now >= next_status:
                 next_status = now + STATUS_S
                 self._publish()
@@ -388,8 +361,11 @@ class Daemon:
     def _log_progress(self) -> None:
         if self.membership.view is None:
             others = self.discovery.others_seen() if self.discovery else ""
-            log.info("waiting: %s%s", self.membership.waiting or "for members", f"; {others}" if others else "")
+            waiting = self.membership.waiting or "for members"
+            log.info("waiting: %s", "; ".join(filter(None, (waiting, self.seeking.waiting, others))))
             return
+        if self.seeking.waiting:
+            log.info("waiting: %s", self.seeking.waiting)
         t, (right, total) = self.trained, self.membership.held_out()
         loss = "-" if t.get("loss") is None else f"{t['loss']:.4f}"
         accuracy = f"{right / total:.3f}" if total else "-"
@@ -405,24 +381,8 @@ class Daemon:
             self.trained,
             self.transport.traffic.values(),
             time.monotonic(),
+            self.seeking.waiting,
         )
         self.web.publish(shown, ready=self.membership.view is not None, why=self.membership.waiting or "loading")
         self.metrics.from_members(shown)
         self.metrics.heartbeats(self._heartbeats_sent, self.bridge.heartbeats_received)
-
-
-def check_exposure(settings: Settings) -> None:
-    """Raises SettingsError for an address beyond loopback without an explicit word: there is no TLS yet."""
-    for name, address in (("listen", settings.listen), ("http", settings.http)):
-        host, _ = parse_address(address)
-        try:
-            loopback = host == "localhost" or ipaddress.ip_address(host).is_loopback
-        except ValueError:
-            loopback = False
-        if name == "listen" and host in ("0.0.0.0", "::") and settings.insecure and not settings.advertise:
-            raise SettingsError(f"listen = {address} is no address that others can dial; give --advertise HOST:PORT")
-        if not loopback and not settings.insecure:
-            raise SettingsError(
-                f"{name} = {address} is beyond loopback, where anyone could join, or read what this node "
-                "shows and sends; give --insecure if that is meant"
-            )

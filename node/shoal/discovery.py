@@ -19,7 +19,7 @@ from zeroconf.asyncio import AsyncServiceBrowser, AsyncServiceInfo, AsyncZerocon
 from shoal.errors import SettingsError
 from shoal.fields import parse_address
 from shoal.settings import PROTOCOL_VERSION
-from shoal.v1.node_pb2 import Identity
+from shoal.v1.node_pb2 import ROLE_COORDINATOR, Identity
 
 SERVICE = "_shoal._tcp.local."
 RESOLVE_MS = 1000
@@ -101,8 +101,9 @@ class Mdns:
         self._closed = False
 
     @classmethod
-    async def open(cls, *, node_id: str, shoal: str, address: str, listen: str) -> Self:
-        """Announces `address`, where peers can dial this node, on the interfaces of `listen`; both HOST:PORT.
+    async def open(cls, *, node_id: str, shoal: str, address: str, listen: str, role: str = "node") -> Self:
+        """Announces `address`, where peers can dial this node, on the interfaces of `listen`; both HOST:PORT. `role` is
+        for people who look at the announcements.
 
         Raises SettingsError when a host is unknown or multicast is not to be had.
         """
@@ -110,7 +111,7 @@ class Mdns:
             raise SettingsError(f"shoal {shoal[:40]!r}... has {len(shoal.encode())} bytes, mdns carries {SHOAL_BYTES}")
         (host, port), (listen_host, _) = parse_address(address), parse_address(listen)
         chosen, reason = interfaces(ifaddr.get_adapters(), await _resolve(listen_host))
-        addresses, properties = chosen, {"id": node_id, "shoal": shoal, "protocol": str(PROTOCOL_VERSION)}
+        addresses, properties = chosen, {"id": node_id, "shoal": shoal, "protocol": str(PROTOCOL_VERSION), "role": role}
         if (ip := _literal(host)) is None:
             properties["address"] = address  # a name that peers resolve themselves
         elif not ip.is_unspecified:
@@ -255,7 +256,10 @@ class Discovery:
             return
         me = self._identity
         try:
-            mdns = await Mdns.open(node_id=me.node_id, shoal=self._shoal, address=me.address, listen=self._listen)
+            role = "coordinator" if me.role == ROLE_COORDINATOR else "node"
+            mdns = await Mdns.open(
+                node_id=me.node_id, shoal=self._shoal, address=me.address, listen=self._listen, role=role
+            )
         except SettingsError as error:
             if "static" not in self._names or not self._peers.addresses:
                 raise

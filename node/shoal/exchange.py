@@ -19,6 +19,7 @@ from torch import Tensor
 
 from shoal.ledger import Key, Ledger
 from shoal.messages import Kind, Message, PeerId
+from shoal.pair_codec import Full, PairCodec
 from shoal.vector import is_finite
 
 MAX_IN_DOUBT = 4
@@ -49,8 +50,7 @@ class _Own:
 
     peer: PeerId
     seq: int
-    mine: Tensor | None = None  # s, taken when the peer's ACCEPT came
-    theirs: Tensor | None = None  # r
+    delta: Tensor | None = None  # (r - s) / 2, once the peer's ACCEPT came; from then on s is out
 
 
 @dataclasses.dataclass(slots=True)
@@ -107,9 +107,11 @@ class Settlement:
         add: Callable[[Tensor], None],
         send: Callable[[PeerId, Message], None],
         ended: Callable[[Role, PeerId, int, Outcome, str], None],
+        codec: PairCodec | None = None,
     ) -> None:
         self.me, self.incarnation = me, incarnation
         self.tally = Tally()
+        self._codec: PairCodec = codec or Full()
         self._snapshot, self._add, self._send, self._ended = snapshot, add, send, ended
         self._last_seq: dict[PeerId, int] = {}
         self._own: _Own | None = None
@@ -212,7 +214,7 @@ class Settlement:
     def _on_offer(self, peer: PeerId, message: Message) -> None:
         own = self._own
         offer = _Offer(peer, message.initiator, message.seq)
-        if own is not None and own.peer == peer and own.mine is None:
+        if own is not None and own.peer == peer and own.delta is None:
             if self.me < peer:
                 return  # both offered at once: the lower id's offer stands, and the peer sees it the same way
             offer.crossed, self._own = True, None
@@ -235,20 +237,20 @@ class Settlement:
             return False, f"serving {self._served.peer}"
         if self.in_doubt >= MAX_IN_DOUBT:
             return False, f"{self.in_doubt} exchanges in doubt"
-        if self._own is not None and self._own.mine is not None:
+        if self._own is not None and self._own.delta is not None:
             return False, f"averaging with {self._own.peer}"
         return True, ""
 
     def _serve(self, offer: _Offer) -> None:
         mine = self._snapshot()
         self._served = _Served(offer.peer, offer.initiator, offer.seq, mine, offer.crossed)
-        self._say(offer.peer, Kind.ACCEPT, offer.seq, vector=mine)
+        self._say(offer.peer, Kind.ACCEPT, offer.seq, vector=self._codec.first(mine))
 
     def _serve_held(self) -> None:
         """After whatever has made this node free."""
         while self._held and self._may_serve()[0]:
             offer, own = self._held.pop(0), self._own
-            if own is not None and own.peer == offer.peer and own.mine is None:
+            if own is not None and own.peer == offer.peer and own.delta is None:
                 offer.crossed, self._own = True, None  # it has ignored that one: its own stands
             self._serve(offer)
 
@@ -266,7 +268,7 @@ class Settlement:
             self._say(peer, Kind.REFUSE, message.seq, reason="your vector is not finite")
             self._release(Outcome.GONE, f"vector from {peer} is not finite")
         else:
-            served.delta = message.vector.sub(served.mine).mul_(0.5)
+            served.delta = self._codec.last(message.vector, served.mine, peer)
             self._ledger.promise((peer, served.initiator, message.seq))
             self._say(peer, Kind.READY, message.seq)
 
@@ -335,7 +337,7 @@ class Settlement:
 
     def _on_accept(self, peer: PeerId, message: Message) -> None:
         own = self._own
-        if own is None or not self._is_own(peer, message.seq) or own.mine is not None or message.vector is None:
+        if own is None or not self._is_own(peer, message.seq) or own.delta is not None or message.vector is None:
             self._say(peer, Kind.ABORT, message.seq, reason="no such exchange")
         elif not is_finite(message.vector):
             self.tally.refused += 1
@@ -346,19 +348,19 @@ class Settlement:
             self.tally.busy += 1
             self._end_own(Outcome.BUSY, "a third average would overlap")
         else:
-            own.theirs, own.mine = message.vector, self._snapshot()
+            values, own.delta = self._codec.second(message.vector, self._snapshot(), peer)
             if self._served is not None:
                 self._served.overlapped = True
-            self._say(peer, Kind.VALUES, message.seq, vector=own.mine)
+            self._say(peer, Kind.VALUES, message.seq, vector=values)
 
     def _on_ready(self, peer: PeerId, message: Message) -> None:
         own = self._own
-        if own is None or not self._is_own(peer, message.seq) or own.theirs is None or own.mine is None:
+        if own is None or not self._is_own(peer, message.seq) or own.delta is None:
             self._say(peer, Kind.ABORT, message.seq, reason="no such exchange")
             return
         if not self._ledger.commit((peer, self.incarnation, own.seq)):
             self.tally.lost += 1
-        self._add(own.theirs.sub(own.mine).mul_(0.5))
+        self._add(own.delta)
         self.tally.active += 1
         self._say(peer, Kind.COMMIT, own.seq)
         self._end_own(Outcome.DONE, "")

@@ -37,6 +37,10 @@ class Greeter:
             self._said[about] = text
             log.warning("%s", text)
 
+    def last_words(self, about: str) -> str:
+        """The last complaint about that address or peer."""
+        return self._said.get(about, "")
+
     async def close(self) -> None:
         """Greet nobody any more."""
         tasks = list(self._tasks.values())

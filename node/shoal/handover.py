@@ -6,27 +6,36 @@ would go into the others' models, and what they gave in return would be overwrit
 
 import asyncio
 from collections.abc import Callable, Iterable
+from typing import NamedTuple
 
 from torch import Tensor
 
 from shoal.errors import BadVector
-from shoal.messages import Kind, Message, PeerId
+from shoal.messages import Kind, Message, PeerId, Tag
 from shoal.vector import is_finite
+
+
+class Model(NamedTuple):
+    """What a latecomer needs, all of one moment."""
+
+    round: int  # that comes next; 0 where nodes do not share rounds
+    parts: list[Tensor]  # the state, and what its algorithm keeps that belongs to it, each (d+b,)
 
 
 class Handover:
     """One node's part in it: it asks for a model, or gives its own once it has begun.
 
-    `snapshot()` gives a copy of the state, (d+b,) float32; `send(peer, message)` hands a message to the link.
+    `snapshot()` gives copies; `send(peer, message)` hands a message to the link.
     """
 
-    def __init__(self, *, snapshot: Callable[[], Tensor], send: Callable[[PeerId, Message], None]) -> None:
+    def __init__(self, *, snapshot: Callable[[], Model], send: Callable[[PeerId, Message], None]) -> None:
         self._snapshot, self._send = snapshot, send
         self._trains = False
         self._kept_waiting: dict[PeerId, None] = {}  # who asked before this node had begun
         self._up: dict[PeerId, None] = {}
         self._asked: PeerId | None = None
-        self._model: asyncio.Future[Tensor] | None = None
+        self._parts: list[Tensor] = []  # of the model that is coming
+        self._model: asyncio.Future[Model] | None = None
 
     def begin(self) -> None:
         """This node trains from now on: its model is worth something."""
@@ -39,8 +48,8 @@ class Handover:
         """This node is about to leave."""
         self._trains = False
 
-    async def fetch(self, peer: PeerId) -> Tensor:
-        """(d+b,): the model of `peer`, or of another member if the connection breaks before it has come whole."""
+    async def fetch(self, peer: PeerId) -> Model:
+        """The model of `peer`, or of another member if the connection breaks before it has come whole."""
         self._model = asyncio.get_running_loop().create_future()
         self._ask((peer, *self._up))
         return await self._model
@@ -68,7 +77,7 @@ class Handover:
             case Kind.PULL:
                 self._kept_waiting[peer] = None
             case Kind.MODEL:
-                self._take(peer, message.vector)
+                self._take(peer, message)
 
     def serves(self, kind: Kind) -> bool:
         """Whether a message of that kind is for `received`, not for the settlement."""
@@ -82,16 +91,21 @@ class Handover:
 
     def _ask(self, peers: Iterable[PeerId]) -> None:
         """The first of them that can be reached; with none, the next that comes up is asked."""
-        self._asked = next((peer for peer in peers if peer in self._up), None)
+        self._asked, self._parts = next((peer for peer in peers if peer in self._up), None), []
         if self._asked is not None:
             self._send(self._asked, Message(Kind.PULL))
 
     def _give(self, peer: PeerId) -> None:
-        self._send(peer, Message(Kind.MODEL, vector=self._snapshot()))
+        round, parts = self._snapshot()
+        for more, part in zip(reversed(range(len(parts))), parts, strict=True):
+            self._send(peer, Message(Kind.MODEL, tag=Tag("", round, "model", more), vector=part))
 
-    def _take(self, peer: PeerId, model: Tensor | None) -> None:
-        if self._model is None or self._model.done() or model is None:
+    def _take(self, peer: PeerId, message: Message) -> None:
+        part = message.vector
+        if self._model is None or self._model.done() or part is None or peer != self._asked:
             return
-        if not is_finite(model):
+        if not is_finite(part):
             raise BadVector(f"the model of {peer} holds NaN or Inf: it has diverged")
-        self._model.set_result(model)
+        self._parts.append(part)
+        if message.tag is None or message.tag.step == 0:
+            self._model.set_result(Model(0 if message.tag is None else message.tag.round, self._parts))

@@ -44,6 +44,21 @@ def own(
     )
 
 
+def of_coordinator(
+    shoal: str, identity: pb.Identity, adopted: pb.Hello | None, known: Iterable[pb.Identity]
+) -> pb.Hello:
+    """A coordinator's Hello: it has the task and run of the first node that came, and says so."""
+    hello = pb.Hello()
+    if adopted is not None:
+        hello.CopyFrom(adopted)
+    hello.identity.CopyFrom(identity)
+    hello.protocol, hello.shoal, hello.samples = PROTOCOL_VERSION, shoal, 0
+    hello.ClearField("label_histogram")
+    hello.ClearField("known")
+    hello.known.extend(list(known)[:KNOWN_LIMIT])
+    return hello
+
+
 def compare(ours: pb.Hello, theirs: pb.Hello) -> str | None:
     """None when the two may train together; else what differs, key by key."""
     me, who = ours.identity.node_id, theirs.identity.node_id

@@ -12,7 +12,17 @@ from shoal.agreement import WORDS_LIMIT, Agreement
 from shoal.errors import BadFrame, Mismatch
 from shoal.messages import PeerId
 from shoal.roster import PHASE_WORDS, Action, Gone, Installed, Joined, Member, Roster, Send, State
-from shoal.v1.node_pb2 import PHASE_AVERAGED, PHASE_FINISHED, Control, Heartbeat, Identity, Leave, Phase, View
+from shoal.v1.node_pb2 import (
+    PHASE_AVERAGED,
+    PHASE_FINISHED,
+    ROLE_COORDINATOR,
+    Control,
+    Heartbeat,
+    Identity,
+    Leave,
+    Phase,
+    View,
+)
 from shoal.views import Views
 
 JITTER = 0.1
@@ -77,7 +87,8 @@ class Membership:
             return []
         member.linked, member.link_words, member.heard_at = True, "", now
         beat = self._next_beat(now)
-        return [self._beat(member, beat), *self.agreement.show(peer), *self._after(now)]
+        shown = [] if member.coordinates else self.agreement.show(peer)
+        return [self._beat(member, beat), *shown, *self._after(now)]
 
     def link_down(self, peer: PeerId, reason: str, now: float, incarnation: int | None = None) -> list[Action]:
         """The stream broke, or could not be built up; `reason` in the words of the transport."""
@@ -94,7 +105,10 @@ class Membership:
         if member is None or member.left:
             return []
         actions: list[Action] = []
-        match control.WhichOneof("control"):
+        kind = control.WhichOneof("control")
+        if ROLE_COORDINATOR in (member.identity.role, self.roster.me.role) and kind not in ("heartbeat", "leave"):
+            raise BadFrame(f"{kind} from {peer} about a view, of which a coordinator is no member")
+        match kind:
             case "heartbeat":
                 actions = self._on_heartbeat(member, control.heartbeat, now)
             case "propose":

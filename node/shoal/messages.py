@@ -13,7 +13,8 @@ Settling a pairwise average (`exchange.py`), i asks and decides, j answers:
        <- REFUSE                 j, before its READY: nothing happens (s was refused, the exchange is unknown)
     j  QUERY  ->                 after a broken stream: did you commit?
        <- VERDICT                i: yes or no
-    PULL -> , <- MODEL + x       a latecomer asks for a model
+    PULL -> , <- MODEL + x       a latecomer asks for a model; its tag says to which round it belongs, and its step
+                                 how many more follow with what the algorithm keeps beside x
 
 Synchronous rounds (`rounds.py`): POST + vector, answered by RECEIVED.
 """
@@ -71,7 +72,7 @@ class Message:
     initiator: int = 0  # incarnation of the initiator when the exchange began (QUERY, VERDICT)
     committed: bool = False  # VERDICT: I did; CONFIRM: my half is done, too
     reason: str = ""  # ABORT, REFUSE, BUSY
-    tag: Tag | None = None  # POST, RECEIVED
+    tag: Tag | None = None  # POST, RECEIVED, MODEL
     gradients: int = 0  # gradients the sender has applied so far; the end of a run is counted with it
     heard: tuple[tuple[PeerId, int], ...] = ()  # gradients of others, passed on (OFFER, ACCEPT)
     vector: "Tensor | None" = None  # (n,) float32 or float64, or uint8 if packed; of the kinds in CARRIES_VECTOR

@@ -44,6 +44,7 @@ class Row:
     more: str
     labels: Labels = dataclasses.field(default_factory=dict)
     status: str = ""
+    buckets: tuple[float, ...] = EXCHANGE_BUCKETS_S
 
 
 PHASES = ", ".join(f"{number} {word}" for number, word in PHASE_WORDS.items())
@@ -54,6 +55,9 @@ EXCHANGES: Labels = {
     "role": ("active", "passive"),
     "outcome": ("done", "busy", "gone", "withdrawn"),
 }
+HOW = ("all", "quorum")
+VOTES = ("counted", "missing", "late", "double", "refused")
+STALENESS_BUCKETS = (0.0, 1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0)
 STATES = tuple(state.value for state in State)
 
 # fmt: off
@@ -115,9 +119,36 @@ TABLE = (
     Row("shoal_connections_total", "counter", "connections", "Connections to peers that came up or went down.",
         "Less stable links.", {"event": EVENTS}),
 )
+
+OF_COORDINATOR = (
+    Row("shoal_round", "gauge", "rounds", "Round that is open at the coordinator.", "Further."),
+    Row("shoal_rounds_total", "counter", "rounds", "Answers given, by what closed the round.",
+        "Further; many by quorum leave somebody's work out.", {"how": HOW}),
+    Row("shoal_quorum", "gauge", "nodes", "Answers with which a round may close without the rest; 0: all must come.",
+        "Longer waits, less left out."),
+    Row("shoal_enrolled", "gauge", "nodes", "Workers that take part.", "More nodes."),
+    Row("shoal_votes_total", "counter", "vectors", "Vectors that workers sent, or should have, by what became of them.",
+        "More work; all but the counted are wasted.", {"outcome": VOTES}),
+    Row("shoal_vote_agreement_ratio", "gauge", "ratio", "Part of the signs of the last vote that were the majority's.",
+        "Workers that agree; 0.5 is chance."),
+    Row("shoal_model_version", "gauge", "gradients", "Gradients that the parameter server has applied.", "Further."),
+    Row("shoal_gradient_staleness", "histogram", "models", "Models between a gradient's own and the one it changed.",
+        "More workers, or slower ones.", buckets=STALENESS_BUCKETS),
+)
+"""What a coordinator exports, beside what it has in common with nodes."""
 # fmt: on
 
-BY_NAME = {row.name: row for row in TABLE}
+IN_COMMON = (
+    "shoal_info",
+    "shoal_members",
+    "shoal_refused_total",
+    "shoal_sent_bytes_total",
+    "shoal_received_bytes_total",
+    "shoal_peer_rtt_seconds",
+    "shoal_heartbeats_total",
+    "shoal_connections_total",
+)
+BY_NAME = {row.name: row for row in (*TABLE, *OF_COORDINATOR)}
 PROCESS = (
     "process_virtual_memory_bytes",
     "process_resident_memory_bytes",
@@ -144,12 +175,13 @@ TALLY = {
 class Metrics:
     """One node's values, in a registry of its own. What is not known is NaN, what never happened is 0."""
 
-    def __init__(self, *, node: str, algorithm: str, task: str) -> None:
+    def __init__(self, *, node: str, algorithm: str, task: str, coordinates: bool = False) -> None:
         self.registry = CollectorRegistry()
-        self._made = {row.name: _make(row, self.registry) for row in TABLE}
+        rows = (*(BY_NAME[name] for name in IN_COMMON), *OF_COORDINATOR) if coordinates else TABLE
+        self._made = {row.name: _make(row, self.registry) for row in rows}
         self._totals: dict[tuple[str, ...], float] = {}  # last total told by its source, which may start again
         self._peers: set[str] = set()
-        for row in TABLE:
+        for row in rows:
             if row.kind == "gauge" and not row.labels:
                 self._set(row.name, math.nan)
         ProcessCollector(registry=self.registry)
@@ -177,13 +209,22 @@ class Metrics:
         self._set("shoal_view_members", 0 if view is None else len(view["members"]))
         self._set("shoal_shoal_gradients", shoal["gradients"])
         self._set("shoal_shoal_accuracy", shoal["accuracy"])
-        self._advance("shoal_sent_bytes_total", node["bytes_sent"])
-        self._advance("shoal_received_bytes_total", node["bytes_received"])
-        states = [member["state"] for member in status["members"]]
-        for state in STATES:
-            self._set("shoal_members", states.count(state), state=state)
-        known = [m for m in status["members"] if m["rtt_s"] is not None and m["state"] != State.GONE]
-        self._round_trips({m["id"]: m["rtt_s"] for m in known[:PEERS_LIMIT]})
+        self._members(status)
+
+    def from_coordinator(self, status: Mapping[str, Any], staleness: Iterable[int]) -> None:
+        """What a coordinator's /v1/status shows, and the staleness of the gradients since the last call."""
+        serves = status["coordinator"]
+        self._members(status)
+        self._set("shoal_quorum", serves["quorum"] or 0)
+        self._set("shoal_enrolled", len(serves.get("enrolled", ())))
+        self._set("shoal_round", serves.get("round"))
+        self._set("shoal_vote_agreement_ratio", serves.get("agreement"))
+        self._set("shoal_model_version", serves.get("version"))
+        for how, total in serves.get("rounds", {}).items():
+            self._advance("shoal_rounds_total", total, how=how)
+        for outcome, total in serves.get("votes", {}).items():
+            self._advance("shoal_votes_total", total, outcome=outcome)
+        self._observe("shoal_gradient_staleness", staleness)
 
     def labels(self, histogram: Mapping[str, int]) -> None:
         """Training samples held here, by label."""
@@ -204,6 +245,16 @@ class Metrics:
         self._advance("shoal_heartbeats_total", received, direction="received")
 
     # --- inside -------------------------------------------------------------------------------------------------
+
+    def _members(self, status: Mapping[str, Any]) -> None:
+        node, members = status["node"], status["members"]
+        self._advance("shoal_sent_bytes_total", node["bytes_sent"])
+        self._advance("shoal_received_bytes_total", node["bytes_received"])
+        states = [member["state"] for member in members]
+        for state in STATES:
+            self._set("shoal_members", states.count(state), state=state)
+        known = [m for m in members if m["rtt_s"] is not None and m["state"] != State.GONE]
+        self._round_trips({m["id"]: m["rtt_s"] for m in known[:PEERS_LIMIT]})
 
     def _take(self, row: Row, value: Any) -> None:
         if row.kind == "histogram":
@@ -263,7 +314,7 @@ def _make(row: Row, registry: CollectorRegistry) -> Gauge | Counter | Histogram:
     """The metric of a row; with all its series at 0 where the table names their labels."""
     words, labels = f"{row.help} Higher: {row.more[0].lower()}{row.more[1:]}", tuple(row.labels)
     if row.kind == "histogram":
-        return Histogram(row.name, words, labels, registry=registry, buckets=EXCHANGE_BUCKETS_S)
+        return Histogram(row.name, words, labels, registry=registry, buckets=row.buckets)
     metric = (Counter if row.kind == "counter" else Gauge)(row.name, words, labels, registry=registry)
     if labels:
         for values in itertools.product(*row.labels.values()):

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from shoal.exchange import Outcome, Role, Settlement
 from shoal.messages import Kind, Message, PeerId
+from shoal.pair_codec import PairCodec
 
 FIRST_PATIENCE_S = 30.0
 """How long an average may take before anything is known about how long one takes."""
@@ -33,9 +34,12 @@ class Pairing:
         clock: Callable[[], float],
         rng: random.Random,
         record: Callable[..., None],
+        codec: PairCodec | None = None,
     ) -> None:
         self._clock, self._rng, self._record = clock, rng, record
-        self.settlement = Settlement(me, incarnation, snapshot=snapshot, add=add, send=send, ended=self._ended)
+        self.settlement = Settlement(
+            me, incarnation, snapshot=snapshot, add=add, send=send, ended=self._ended, codec=codec
+        )
         self.seconds = 0.0  # that own averages took
         self._answer: asyncio.Future[Outcome] | None = None
         self._serving: tuple[PeerId, int] | None = None

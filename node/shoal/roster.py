@@ -12,6 +12,7 @@ from shoal.v1.node_pb2 import (
     PHASE_READY,
     PHASE_RUNNING,
     PHASE_UNSPECIFIED,
+    ROLE_COORDINATOR,
     Control,
     Heartbeat,
     Identity,
@@ -126,6 +127,11 @@ class Member:
         return self.identity.node_id
 
     @property
+    def coordinates(self) -> bool:
+        """Whether it is a coordinator, which trains nothing and is in no view."""
+        return self.identity.role == ROLE_COORDINATOR
+
+    @property
     def phase(self) -> Phase.ValueType:
         """How far it is, by its own word."""
         return self.beat.phase
@@ -158,7 +164,11 @@ class Roster:
         self._gradients: dict[PeerId, int] = {}
 
     def live(self) -> list[Member]:
-        """Members that are alive or suspect, by id."""
+        """Nodes that are alive or suspect, by id."""
+        return [m for m in self.around() if not m.coordinates]
+
+    def around(self) -> list[Member]:
+        """All that are alive or suspect, coordinators as well, by id."""
         return [m for _, m in sorted(self.members.items()) if m.state is not State.GONE]
 
     def connected(self, now: float) -> list[Member]:
@@ -212,6 +222,7 @@ def _row(identity: Identity, beat: Heartbeat, phase: Phase.ValueType) -> dict[st
         "id": identity.node_id,
         "name": identity.name,
         "address": identity.address,
+        "role": "coordinator" if identity.role == ROLE_COORDINATOR else "node",
         "phase": PHASE_WORDS.get(phase, "unknown"),
         "gradients": beat.gradients,
         "step": beat.step,

@@ -16,16 +16,18 @@ from torch import Tensor
 
 from shoal.algorithms import BY_NAME
 from shoal.algorithms.descent import Schedule, largest_growth, schedule
-from shoal.collective import Collective
+from shoal.collective import Collective, check
+from shoal.coordinated import Behind, Coordinated
 from shoal.counting import Counting
-from shoal.errors import BadVector
 from shoal.exchange import Outcome, Settlement
-from shoal.handover import Handover
+from shoal.handover import Handover, Model
 from shoal.learner import Counts, Learner
-from shoal.messages import Kind, Message, PeerId, Tag
+from shoal.messages import Kind, Message, PeerId
+from shoal.mixer import Mixer, noise
 from shoal.mixing import Mixing, mixing
+from shoal.pair_codec import Packed
 from shoal.pairing import Pairing
-from shoal.replicas import agreed
+from shoal.replicas import agreed, fingerprint
 from shoal.rounds import Rounds
 from shoal.settings import Settings
 from shoal.topology import graph
@@ -59,6 +61,9 @@ class Host(Protocol):
     def total_gradients(self) -> int:
         """Gradients applied by all members, as far as known here."""
 
+    def gradients_of(self, member: PeerId) -> int:
+        """Gradients applied by one member, as far as known here."""
+
     def counted(self) -> None:
         """A gradient was applied: the moment at which all of the worker's state fits together."""
 
@@ -81,14 +86,17 @@ class Runtime:
         self.x, self._buffers = state[: learner.model.layout.d], state[learner.model.layout.d :]
         self.rng = random.Random(f"{settings.seed}/{me}")
         self.momentum, self.overlap, self.weight_decay = settings.momentum, settings.overlap, settings.weight_decay
+        self.full_lr, self.correction = settings.lr, settings.correction_step if settings.corrected else 0.0
         self.batch, self.seed, self.tau, self.prox = settings.batch, settings.seed, settings.tau, settings.prox
         self.memory: dict[str, Tensor] = {}
         self.kept_corrections = True
         self.view: View | None = None
         self.mixing: Mixing | None = None
-        self.round = self.steps = self.gradients = self.mixed = 0
+        self.round = self.steps = self.gradients = 0
+        self.took_over = False  # what is about to be counted holds no gradient of this worker
         self.loss = self.last_loss = float("nan")
         self._compute_s = self._together_s = 0.0
+        self.packed, draw = settings.packed, noise(settings.seed, me)
         self.pairing = Pairing(
             me,
             incarnation,
@@ -98,12 +106,28 @@ class Runtime:
             clock=host.clock,
             rng=self.rng,
             record=host.record,
+            codec=Packed(state.numel(), draw) if settings.packed and settings.traits.pairs else None,
         )
         self.collective = Collective(me, send=host.send, clock=host.clock)
+        self.mixer = Mixer(self.collective, draw)
         layout = learner.model.layout
         segments = [place.stop - place.start for _, place, _ in layout.slices() if place.stop <= layout.d]
         self._counting = Counting(self.collective, segments=segments, seed=settings.seed, memory=self.memory)
-        self._handover = Handover(snapshot=lambda: self.state.clone(), send=host.send)
+        self.coordinated: Coordinated | None = None
+        if settings.over == "coordinator":
+            self.coordinated = Coordinated(
+                me,
+                incarnation,
+                segments=segments,
+                carried=layout.b,
+                dtype=state.dtype,
+                seed=settings.seed,
+                send=host.send,
+                clock=host.clock,
+            )
+        self._began: View | None = None  # the first view
+        self._joined = False  # a run that others had begun
+        self._handover = Handover(snapshot=self._model, send=host.send)
         if settings.traits.finite_sum:
             learner.check_finite_sum(state)
         self._factor: Schedule = schedule(settings.schedule, settings.warmup)
@@ -128,6 +152,7 @@ class Runtime:
     def install(self, view: View) -> None:
         """Take part in a view: its members, graph, mixing weights and first round. Raises TopologyError."""
         s, n = self.settings, len(view.members)
+        self._began = self._began or view
         self.view = view
         rank = view.members.index(self.me)
         if s.weight == "samples" and not s.traits.finite_sum:  # whose sum is over samples anyway
@@ -136,7 +161,8 @@ class Runtime:
         if s.traits.mixes:
             growth = largest_growth(self._factor, s.total_rounds(n))
             self.mixing = mixing(drawn, weights=s.mixing, lazy=s.lazy, algorithm=s.algorithm, growth=growth)
-        if s.synchronous:
+            self.mixer.enter({view.members[j]: w for j, w in self.mixing.row(rank).items()})
+        if s.fixed_view:
             self.round = view.round
             self.kept_corrections = view.same_round
         self._budget, self._rounds = s.total_gradients(n), s.total_rounds(n)
@@ -152,7 +178,25 @@ class Runtime:
     async def run(self) -> None:
         """The algorithm, from here to its end."""
         self._handover.begin()
-        await BY_NAME[self.settings.algorithm](self)
+        while True:
+            self._enrol()
+            try:
+                await BY_NAME[self.settings.algorithm](self)
+            except Behind as behind:
+                self.host.record("event", what="behind", round=self.round, model_from=behind.peer)
+                self._handover.end()
+                await self.fetch_model(behind.peer)
+                self._handover.begin()
+            else:
+                return
+
+    def _enrol(self) -> None:
+        """With the coordinator, if there is one."""
+        view = self._began
+        if self.coordinated is not None and view is not None:
+            start = "" if self._joined else view.id
+            round = self.round if self.settings.synchronous else 0
+            self.coordinated.begin(round, start=start, first=view.round, members=view.members)
 
     def retire(self) -> None:
         """Begin no average any more, neither offered nor served; what is promised can still be settled."""
@@ -176,14 +220,33 @@ class Runtime:
         return mean, Counts(right=right, total=round(summed[1]), loss_sum=summed[2])
 
     async def fetch_model(self, peer: PeerId) -> None:
-        """Take the model of `peer`, or of another member, as a latecomer does before its first step."""
+        """Take the model of `peer`, or of another member, as a latecomer does before its first step. Where the round
+        is shared, go on at the one that it belongs to."""
         model = await self._handover.fetch(peer)
-        self.state.copy_(model)
+        self._joined = True
+        for mine, part in zip(self._shared(), model.parts, strict=False):
+            mine.copy_(part[: mine.numel()])
+        if self.settings.synchronous:
+            self.round = model.round
+
+    def _shared(self) -> list[Tensor]:
+        """What is a member's model: its state, and what its algorithm keeps that belongs to it."""
+        return [self.state, *map(self.keep, self.settings.traits.shared)]
+
+    def _model(self) -> Model:
+        parts = [torch.zeros_like(self.state) for _ in self._shared()]
+        for part, mine in zip(parts, self._shared(), strict=True):
+            part[: mine.numel()].copy_(mine)
+        return Model(self.round if self.settings.synchronous else 0, parts)
 
     # --- events, from the host ----------------------------------------------------------------------------------
 
-    def up(self, peer: PeerId) -> None:
-        """A connection to `peer` stands."""
+    def up(self, peer: PeerId, *, coordinates: bool = False) -> None:
+        """A connection to `peer` stands; `coordinates`: it is no worker, but the coordinator."""
+        if coordinates:
+            if self.coordinated is not None:
+                self.coordinated.up(peer)
+            return
         self._up.add(peer)
         self._reachable = None
         self.pairing.up(peer)
@@ -192,6 +255,9 @@ class Runtime:
 
     def down(self, peer: PeerId) -> None:
         """The connection to `peer` broke: nothing of it will arrive until `up`."""
+        if self.coordinated is not None and peer == self.coordinated.peer:
+            self.coordinated.down(peer)
+            return
         self._up.discard(peer)
         self._reachable = None
         self.pairing.down(peer)
@@ -201,6 +267,9 @@ class Runtime:
     def received(self, peer: PeerId, message: Message) -> None:
         """One message of `peer`. Raises PeerError, with nothing changed, for one that cannot be right."""
         kind = message.kind
+        if self.coordinated is not None and peer == self.coordinated.peer:
+            self.coordinated.received(peer, message)
+            return
         if message.vector is not None:
             self._check_length(peer, message)
         if kind in (Kind.POST, Kind.RECEIVED):
@@ -212,11 +281,11 @@ class Runtime:
 
     def _check_length(self, peer: PeerId, message: Message) -> None:
         assert message.vector is not None
-        got, expected = message.vector.numel(), self.state.numel()
-        if message.tag is not None and message.tag.purpose != "mix":
+        if message.kind is Kind.POST and message.tag is not None and message.tag.purpose != "mix":
             return  # pieces, each checked where it is expected
-        if got != expected:
-            raise BadVector(f"vector from {peer} has {got} elements, expected {expected} (task {self.settings.task})")
+        if self.packed and message.vector.dtype == torch.uint8 and message.kind in (Kind.ACCEPT, Kind.VALUES):
+            return  # the codec knows
+        check(message.vector, self.state.numel(), self.state.dtype, peer, f"vector (task {self.settings.task})")
 
     # --- the words of an algorithm ------------------------------------------------------------------------------
 
@@ -252,14 +321,16 @@ class Runtime:
         return sum(before), self.learner.samples, sum(self.view.samples)
 
     def more(self) -> bool:
-        """Whether the shoal still wants gradients."""
+        """Whether the shoal, or the parameter server, still wants gradients."""
+        if self.coordinated is not None:
+            return not self.coordinated.over
         return self.host.total_gradients() < self._budget
 
     def rounds(self) -> Iterator[int]:
         """The rounds that are left."""
-        for t in range(self.round, self._rounds):
-            self.post.begin(t)
-            yield t
+        while self.round < self._rounds:
+            self.post.begin(self.round)
+            yield self.round
 
     def keep(self, name: str) -> Tensor:
         """(d,) of zeros at first; goes into checkpoints."""
@@ -268,8 +339,9 @@ class Runtime:
         return self.memory[name]
 
     def count(self) -> None:
-        """One gradient has been applied."""
-        self.gradients += 1
+        """One gradient has been applied, or the answer of a round that was missed."""
+        self.gradients += not self.took_over
+        self.took_over = False
         self.steps += 1
         if self.settings.synchronous:
             self.round += 1
@@ -308,31 +380,32 @@ class Runtime:
 
     def mix(self, t: int, y: Tensor) -> Awaitable[Tensor]:
         """(d,): sum_j W_ij y_j, in the order of the ids; posted at once. Buffers are mixed beside it."""
-        assert self.view is not None
-        assert self.mixing is not None
-        payload = torch.cat((y, self._buffers))
-        tag = Tag(self.view.id, t, "mix")
-        row = self.mixing.row(self.view.members.index(self.me))
-        weights = {self.view.members[j]: w for j, w in row.items()}
-        for peer in sorted(weights):
-            if peer != self.me:
-                self.post.post(peer, tag, payload)
-        return self.begin(self._mixed(tag, payload, weights))
+        return self.begin(self._mixed(self.mixer.full(t, torch.cat((y, self._buffers)))))
 
-    async def _mixed(self, tag: Tag, payload: Tensor, weights: dict[PeerId, float]) -> Tensor:
+    async def _mixed(self, mixing: Awaitable[Tensor]) -> Tensor:
         began = self.host.clock()
-        total = await self.collective.mixed(tag, payload, weights)
-        self.mixed += len(weights) - 1
+        total = await mixing
         self._together_s += self.host.clock() - began
         return self._taken_apart(total)
+
+    async def mix_packed(self, t: int, z: Tensor) -> tuple[Tensor, Tensor]:
+        """(sum_j W_ij q_j, own q), q = z with two bits a coordinate. Buffers are mixed beside it, in full."""
+        began = self.host.clock()
+        total, q = await self.mixer.packed(t, z, self._buffers)
+        self._together_s += self.host.clock() - began
+        return self._taken_apart(total), q
 
     async def mean(self, t: int, y: Tensor, step: int = 0) -> Tensor:
         """(d,): the mean of all members' y; buffers are averaged beside it."""
         began = self.host.clock()
         payload = torch.cat((y, self._buffers))
-        total = await self.collective.sum("mean", payload, round=t, step=step)
+        if self.coordinated is not None:
+            mean, _ = await self.coordinated.combine("mean", payload, round=t, step=step)
+        else:
+            total = await self.collective.sum("mean", payload, round=t, step=step)
+            mean = total.div_(len(self.collective.members))
         self._together_s += self.host.clock() - began
-        return self._taken_apart(total.div_(len(self.collective.members)))
+        return self._taken_apart(mean)
 
     async def vote(self, t: int, y: Tensor) -> Tensor:
         """(d,) of +1 and -1: the majority."""
@@ -345,23 +418,43 @@ class Runtime:
 
     async def _combined(self, purpose: str, t: int, y: Tensor) -> tuple[Tensor, Tensor]:
         began = self.host.clock()
-        both = await self._counting.combine(purpose, y, round=t)
+        both = await (self.coordinated or self._counting).combine(purpose, y, round=t)
         self._together_s += self.host.clock() - began
         return both
 
     def missed(self, purpose: str, t: int) -> Tensor | None:
-        """None: among peers nobody goes on without this worker."""
-        return None
+        """Among peers always None: nobody goes on without this worker."""
+        answer = None if self.coordinated is None else self.coordinated.missed(purpose, t)
+        if answer is None:
+            return None
+        self.took_over = True
+        answer = answer.to(self.state)
+        return self._taken_apart(answer) if purpose == "mean" else answer
 
     async def agree(self, t: int, *kept: Tensor) -> None:
         """Every `hash_every`-th round, and first after a resume at unequal rounds. Tells the host who was wrong."""
         every = self.settings.hash_every
         assert self.view is not None
         if (every and t and t % every == 0) or (t == self.view.round and not self.kept_corrections):
-            source, wrong = await agreed(self.collective, (self.x, *kept), t)
+            if self.coordinated is not None:
+                source, wrong = await self.coordinated.compare(fingerprint(self.x, *kept), t)
+            else:
+                source, wrong = await agreed(self.collective, (self.x, *kept), t)
             if wrong:
                 self.host.record("event", what="replicas differed", round=t, right=source, wrong=wrong)
                 self.host.warn(f"round {t}: the model of {', '.join(wrong)} differed; that of {source} counts")
+            if self.coordinated is not None and self.me in wrong:
+                raise Behind(source)
+
+    async def ask(self, u: Tensor | None) -> Tensor:
+        """(d,): the parameter server's model, after it has taken a step of -lr u; buffers come beside it."""
+        assert self.coordinated is not None
+        began = self.host.clock()
+        payload = None if u is None else torch.cat((u, self._buffers))
+        x, applied = await self.coordinated.ask(self.state.clone(), payload)
+        self.took_over = not applied
+        self._together_s += self.host.clock() - began
+        return self._taken_apart(x)
 
     def _taken_apart(self, together: Tensor) -> Tensor:
         d = self.x.numel()
@@ -373,6 +466,17 @@ class Runtime:
         if peer not in self._up:
             return Outcome.GONE
         return await self.pairing.average(peer)
+
+    @property
+    def moved(self) -> Tensor:
+        """(d,): the sum of all that averages have moved x by; goes into checkpoints."""
+        return self.keep("moved")
+
+    @property
+    def evenness(self) -> float:
+        """Gradients of the slowest member over the mean of all: 1 if all are alike fast, 0 while one has none."""
+        counts = [self.host.gradients_of(member) for member in self.collective.members]
+        return len(counts) * min(counts) / max(1, sum(counts))
 
     def begin(self, work: Awaitable[T]) -> "asyncio.Task[T]":
         """Start `work` beside the caller."""
@@ -402,7 +506,10 @@ class Runtime:
 
     def waits(self) -> list[dict[str, Any]]:
         """For whom this worker waits, how long and why, the longest first."""
-        return sorted(self.collective.waits() + self.pairing.waits(), key=lambda wait: -wait["seconds"])
+        coordinated = self.coordinated.waits() if self.coordinated is not None else []
+        return sorted(self.collective.waits() + self.pairing.waits() + coordinated, key=lambda wait: -wait["seconds"])
 
     def _add(self, delta: Tensor) -> None:
         self.state.add_(delta)
+        if self.settings.corrected:  # also what is settled after a resume, before the algorithm begins
+            self.moved.add_(delta[: self.x.numel()])

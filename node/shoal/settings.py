@@ -33,6 +33,7 @@ class Traits:
     over: tuple[str, ...] = ("peers",)  # what may carry it, the default first: peers, coordinator
     mixes: bool = False  # by a matrix W over the graph
     pairs: bool = False  # averages in pairs
+    packs: bool = False  # has a codec
     replicas: bool = False  # all members hold the same x, and compare it now and then
     shared: tuple[str, ...] = ()  # what `keep` holds that belongs to x: whoever takes a model takes it, too
     votes: bool = False  # counts signs: no size of anything matters, and weight decay is decoupled
@@ -41,18 +42,19 @@ class Traits:
 
 
 BOTH = ("peers", "coordinator")
+FINITE_SUM: Any = {"rounds": True, "replicas": True, "finite_sum": True, "shared": ("x", "y before"), "over": BOTH}
 DOUBLE = {"precision": "f64", "hash_every": 10}  # a round is an epoch
 
 ALGORITHMS: dict[str, Traits] = {
-    "ad-psgd": Traits(rounds=False, pairs=True),
+    "ad-psgd": Traits(rounds=False, pairs=True, packs=True),
     "d-psgd": Traits(rounds=True, mixes=True),
-    "d2": Traits(rounds=True, mixes=True),
+    "d2": Traits(rounds=True, mixes=True, packs=True),
     "allreduce-sgd": Traits(rounds=True, replicas=True, shared=("momentum",), over=BOTH),
     "a-psgd": Traits(rounds=False, over=("coordinator",)),
     "signsgd": Traits(rounds=True, replicas=True, votes=True, over=BOTH, usual={"lr": 0.003}),
     "signum": Traits(rounds=True, replicas=True, votes=True, over=BOTH, usual={"lr": 0.003, "momentum": 0.9}),
     "ef-signsgd": Traits(rounds=True, replicas=True, over=BOTH),
-    "katyusha-x": Traits(rounds=True, replicas=True, finite_sum=True, over=BOTH, usual=DOUBLE),
+    "katyusha-x": Traits(**FINITE_SUM, usual=DOUBLE),
     "svrg": Traits(rounds=True, replicas=True, finite_sum=True, over=BOTH, usual={**DOUBLE, "tau": 0.5}),
 }
 """Each is one file in `algorithms/`."""
@@ -131,6 +133,19 @@ class Settings:
         low=0,
         high=1000,
     )
+    correction: str = setting(
+        "none",
+        "ad-psgd: pairwise takes away the weight that fast nodes have where labels are skewed, by a dual variable.",
+        "run",
+        choices=("none", "pairwise"),
+    )
+    correction_step: float = setting(
+        0.2,
+        "Of the pairwise correction, at most; less while one node is far slower than the mean. More follows sooner.",
+        "run",
+        above=0,
+        high=10,
+    )
     topology: str = setting(
         "complete",
         "Who talks to whom: complete, ring, exponential, torus, hypercube, random:DEGREE, star, file:PATH.",
@@ -196,7 +211,12 @@ class Settings:
     staleness_aware: bool = setting(
         False, "a-psgd: divide the step size by the age of a gradient, counted in models.", "run"
     )
-    codec: str = setting("f32", "How a vector travels.", "run", choices=("f32",))
+    codec: str = setting(
+        "full",
+        "How models travel: full, or packed in 2 to 4 bits a coordinate (ad-psgd, d2).",
+        "run",
+        choices=("full", "packed"),
+    )
 
     # --- this node ----------------------------------------------------------------------------------------
     task: str = setting(
@@ -333,6 +353,13 @@ class Settings:
         if self.overlap and not traits.pairs:
             pairs = ", ".join(name for name, traits in ALGORITHMS.items() if traits.pairs)
             raise SettingsError(f"overlap = {self.overlap} is for {pairs}: {self.algorithm} averages no pairs")
+        if self.packed and not traits.packs:
+            packs = ", ".join(name for name, traits in ALGORITHMS.items() if traits.packs)
+            raise SettingsError(f"codec = packed is for {packs}; {self.algorithm} has no sound way to pack its vectors")
+        if self.packed and self.precision != "f32":
+            raise SettingsError("codec = packed is for float32: what float64 is wanted for would be lost in packing")
+        if self.corrected and not traits.pairs:
+            raise SettingsError(f"correction = pairwise is for ad-psgd: {self.algorithm} averages no pairs")
         if self.lazy == "always" and not traits.mixes:
             raise SettingsError(f"lazy = always is for mixing matrices; {self.algorithm} has none")
         if self.mixing != "metropolis" and not traits.mixes:
@@ -360,6 +387,16 @@ class Settings:
     def traits(self) -> Traits:
         """Of the algorithm."""
         return ALGORITHMS[self.algorithm]
+
+    @property
+    def packed(self) -> bool:
+        """Whether models travel packed."""
+        return self.codec == "packed"
+
+    @property
+    def corrected(self) -> bool:
+        """Whether pairs of averages are corrected."""
+        return self.correction == "pairwise"
 
     @property
     def decay_in_gradient(self) -> float:

@@ -12,7 +12,7 @@ import random
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import torch
 from torch import Tensor
@@ -79,12 +79,40 @@ class Link:
     breaks: int = 0
 
 
+class Participant(Protocol):
+    """Whoever has a link: a worker's runtime, or a coordinator."""
+
+    me: PeerId
+
+    def received(self, peer: PeerId, message: Message) -> None:
+        """A message has arrived."""
+
+    def down(self, peer: PeerId) -> None:
+        """The link broke."""
+
+
+class Coordinator(Participant, Protocol):
+    """What `World` needs of one; `shoal_coordinator.beside` makes it."""
+
+    def left(self, peer: PeerId) -> None:
+        """The worker died, and that was noticed."""
+
+    def model(self) -> Tensor | None:
+        """A parameter server's."""
+
+
+MakeCoordinator = Callable[[PeerId, Callable[[PeerId, Message], None], Callable[[], float]], Coordinator]
+"""(its name, what it sends with, its clock) -> the coordinator."""
+COORDINATOR = "coordinator"
+"""Its name in virtual time."""
+
+
 @dataclasses.dataclass(slots=True)
 class Way:
     """One direction of a link."""
 
     source: PeerId
-    to: Runtime
+    to: Participant
     link: Link
     travel_s: float  # that any message travels
     full_s: float  # that a full vector takes more
@@ -119,6 +147,9 @@ class SimHost:
 
     def total_gradients(self) -> int:
         return self.world.gradients  # an ideal heartbeat: everybody knows at once
+
+    def gradients_of(self, member: PeerId) -> int:
+        return self.world.gradients_of(member)
 
     def counted(self) -> None:
         loss = self.world.runtimes[self.index].last_loss
@@ -174,20 +205,27 @@ class World:
         evaluate: Callable[[Tensor], tuple[float, float | None]] | None = None,
         evaluate_every: int = 0,
         names: Sequence[PeerId] | None = None,
+        coordinator: MakeCoordinator | None = None,
     ) -> None:
+        """Raises SettingsError when the run needs a coordinator and there is none."""
+        if (coordinator is None) == (settings.over == "coordinator"):
+            has = "no coordinator is" if coordinator is None else "a coordinator is"
+            raise SettingsError(f"{settings.algorithm} over {settings.over}, and {has} in this simulation")
         self.settings, self.scenario, self.fault = settings, scenario, fault
         self.evaluate, self.evaluate_every = evaluate, evaluate_every
         self.gradients = 0
+        self._counted = [0] * len(learners)  # of each worker
         self.curve: list[Point] = []
         self.records: list[tuple[float, PeerId, str, dict[str, Any]]] | None = None  # set to [] to keep them
         self._trace = hashlib.sha256()
         width = len(str(len(learners) - 1))
         self.names = list(names) if names else [f"w{i:0{width}}" for i in range(len(learners))]
         self.alive = [True] * len(learners)
-        self.sent_bytes = dict.fromkeys(self.names, 0)  # of vectors, headers not counted
+        everybody = [*self.names, *([COORDINATOR] if coordinator else [])]
+        self.sent_bytes = dict.fromkeys(everybody, 0)  # of vectors, headers not counted
         self._full_bytes = states[0].nbytes
-        self._leaving = dict.fromkeys(self.names, 0.0)  # when each port is free again, outwards
-        self._entering = dict.fromkeys(self.names, 0.0)  # and inwards
+        self._leaving = dict.fromkeys(everybody, 0.0)  # when each port is free again, outwards
+        self._entering = dict.fromkeys(everybody, 0.0)  # and inwards
         self._ways: dict[tuple[PeerId, PeerId], Way] = {}
         self._slow_links = {frozenset((self.names[a], self.names[b])): f for a, b, f in scenario.slow_links}
         for worker, factor in scenario.attackers:
@@ -198,6 +236,8 @@ class World:
             for name, learner, state, host in zip(self.names, learners, states, self.hosts, strict=True)
         ]
         self._by_name = dict(zip(self.names, self.runtimes, strict=True))
+        self.coordinator: Coordinator | None = None
+        self._make_coordinator = coordinator
         self._tasks: list[asyncio.Task[None]] = []
 
     # --- links --------------------------------------------------------------------------------------------------
@@ -212,9 +252,15 @@ class World:
             link, factor = Link(), self._slow_links.get(frozenset((source, to)), 1.0)
             latency_s, full_s = self.scenario.latency_s, factor * self.scenario.vector_s
             for one, other in ((source, to), (to, source)):
-                self._ways[one, other] = Way(one, self._by_name[other], link, latency_s, full_s)
+                self._ways[one, other] = Way(one, self._participant(other), link, latency_s, full_s)
             way = self._ways[source, to]
         return way
+
+    def _participant(self, name: PeerId) -> Participant:
+        if name != COORDINATOR:
+            return self._by_name[name]
+        assert self.coordinator is not None
+        return self.coordinator
 
     def carry(self, source: PeerId, to: PeerId, message: Message) -> None:
         """One message on its way; what one worker sends to another arrives in order, or not at all."""
@@ -228,6 +274,9 @@ class World:
         # Timers due at the same moment fire in no particular order, so each delivers the first message on its way.
         way.messages.append((message, way.link.breaks))
         self._loop.call_at(way.arrival, self._deliver, way)
+
+    def _carry_answer(self, to: PeerId, message: Message) -> None:
+        self.carry(COORDINATOR, to, message)
 
     def _arrival(self, way: Way, message: Message) -> float:
         """When it is there, if nothing that was sent before is in its way."""
@@ -263,18 +312,17 @@ class World:
         self._loop.call_later(for_s, self._mend, a, b)
 
     def _mend(self, a: PeerId, b: PeerId) -> None:
-        if all(self.alive[self.names.index(x)] for x in (a, b)):
+        if all(x == COORDINATOR or self.alive[self.names.index(x)] for x in (a, b)):
             self.link(a, b).up = True
             self._tell(a, b, True)
 
     def _tell(self, a: PeerId, b: PeerId, up: bool) -> None:
         self._note("u" if up else "d", a, b)
         for one, other in ((a, b), (b, a)):
-            runtime = self._by_name[one]
-            if up:
-                runtime.up(other)
-            else:
-                runtime.down(other)
+            if not up:
+                self._participant(one).down(other)
+            elif one in self._by_name:  # a coordinator learns of it by what the worker sends
+                self._by_name[one].up(other, coordinates=other == COORDINATOR)
 
     def _die(self, worker: int) -> None:
         name = self.names[worker]
@@ -285,8 +333,12 @@ class World:
                 link = self.link(name, other)
                 link.up, link.breaks = False, link.breaks + 1
                 self._by_name[other].down(name)
+        if self.coordinator is not None:
+            self.link(name, COORDINATOR).up = False
+            self.coordinator.down(name)
+            self._loop.call_later(self.settings.suspect_after_s, self.coordinator.left, name)
         self._note("x", name)
-        if self.settings.synchronous:
+        if self.settings.fixed_view:
             for task, alive in zip(self._tasks, self.alive, strict=True):
                 if alive:
                     task.cancel()
@@ -297,6 +349,8 @@ class World:
     async def run(self) -> Result:
         """Start all workers at t = 0 and run to the end. Raises MemberLost when a synchronous run loses one."""
         loop = self._loop = asyncio.get_running_loop()
+        if self._make_coordinator is not None:
+            self.coordinator = self._make_coordinator(COORDINATOR, self._carry_answer, self.now)
         self._lost = ""
         self._error: BaseException | None = None
         samples = tuple(r.learner.samples for r in self.runtimes)
@@ -307,6 +361,8 @@ class World:
         for runtime in self.runtimes:
             for peer in runtime.peers_in_view():
                 runtime.up(peer)
+            if self.coordinator is not None:
+                self._tell(runtime.me, COORDINATOR, True)
 
         async def one(index: int) -> None:
             await self.runtimes[index].run()
@@ -368,10 +424,16 @@ class World:
 
     def on_count(self, worker: int) -> None:
         """A worker has applied a gradient."""
-        self.gradients += 1
+        new = self.runtimes[worker].gradients - self._counted[worker]
+        self._counted[worker] += new
+        self.gradients += new
         self._note("g", self.names[worker])
-        if self.evaluate_every and self.gradients % self.evaluate_every == 0:
+        if new and self.evaluate_every and self.gradients % self.evaluate_every == 0:
             self._measure()
+
+    def gradients_of(self, worker: PeerId) -> int:
+        """How many it has applied."""
+        return self._by_name[worker].gradients
 
     def on_record(self, worker: PeerId, event: str, fields: dict[str, Any]) -> None:
         """A line of a worker's history."""
@@ -382,7 +444,8 @@ class World:
         if self.evaluate is None:
             return
         states = torch.stack([r.state for r in self._living()])
-        mean = states.mean(0)
+        served = None if self.coordinator is None else self.coordinator.model()
+        mean = states.mean(0) if served is None else served
         loss, accuracy = self.evaluate(mean)
         spread = float((states - mean).pow(2).sum(1).mean().sqrt())
         self.curve.append(Point(self.now(), self.gradients, loss, accuracy, spread, sum(self.sent_bytes.values())))

@@ -17,14 +17,18 @@ def status(
     trained: Facts,
     traffic: Iterable[Any],
     now: float,
+    seeking: str = "",
 ) -> dict[str, Any]:
-    """/v1/status. `ready` and `trained` are what the trainer said at its start and last, `traffic` bytes by peer."""
+    """/v1/status. `ready` and `trained` are what the trainer said at its start and last, `traffic` bytes by peer,
+    `seeking` why the coordinator is not there."""
     members = membership.snapshot(now)
     right, total = membership.held_out()
     view = membership.view
     waits = list(trained.get("waits", []))
     if membership.waiting and membership.phase != pb.PHASE_RUNNING:
         waits.append({"for": "a view", "seconds": None, "why": membership.waiting})
+    if seeking:
+        waits.append({"for": "a coordinator", "seconds": None, "why": seeking})
     return {
         "node": {**own_figures(settings, membership.roster.me, ready, trained, traffic), "phase": members[0]["phase"]},
         "view": None

@@ -23,6 +23,7 @@ HEARD_LIMIT = 64
 """Nodes whose counts a message passes on."""
 NODE_ID_LIMIT = 128
 CARRIES_TAG = frozenset({Kind.POST, Kind.RECEIVED})
+MAY_CARRY_TAG = CARRIES_TAG | {Kind.MODEL}
 
 
 class Shape(NamedTuple):
@@ -98,8 +99,10 @@ def _unfit(kind: Kind, vector: bool, tag: Tag | None) -> str | None:
     """What is wrong with the parts of a message of that kind; None when they fit."""
     if vector != (kind in CARRIES_VECTOR):
         return f"{kind.name} with a vector, which it never carries" if vector else f"{kind.name} without its vector"
-    if (tag is not None) != (kind in CARRIES_TAG):
-        return f"{kind.name} without its tag" if tag is None else f"{kind.name} with a tag, which it never carries"
+    if tag is None and kind in CARRIES_TAG:
+        return f"{kind.name} without its tag"
+    if tag is not None and kind not in MAY_CARRY_TAG:
+        return f"{kind.name} with a tag, which it never carries"
     if tag is not None and not tag.purpose:
         return f"{kind.name} with a tag that has no purpose"
     return None

@@ -317,6 +317,25 @@ def test_the_table_shows_the_node_its_members_and_what_it_waits_for() -> None:
     assert cells == ["b", "127.0.0.1:5001", "alive", "training", "99", "0.5000", "0.7500", "1.5 ms", "0.2 s"]
 
 
+def test_of_a_coordinator_the_table_shows_rounds_and_votes_or_the_model() -> None:
+    node = {"role": "coordinator", "name": "c", "address": "127.0.0.1:7", "algorithm": "signum", "bytes_sent": 512}
+    serves = {"round": 12, "rounds": {"all": 9, "quorum": 3}, "votes": {"counted": 30, "late": 4}, "agreement": 0.75}
+    text = shown({"node": node, "coordinator": {**serves, "quorum": 2, "deadline_s": 1.0, "enrolled": ["a", "b"]}})
+    for part in (
+        "c  127.0.0.1:7, of shoal -",
+        "signum, 2 workers",
+        "at 12; closed by all 9, by quorum 3 (quorum 2, 1.0 s after the first)",
+        "30 counted, 4 late",
+        "0.750",
+        "512 B sent, - received",
+    ):
+        assert part in text
+    model = {"version": 40, "budget": 90, "staleness": {"mean": 1.5, "largest": 4}}
+    text = shown({"node": node, "coordinator": model})
+    assert "40 of 90 gradients" in text
+    assert "1.50 models on average, 4 at most" in text
+
+
 def test_what_is_waited_for_is_told_with_its_seconds_where_they_are_known() -> None:
     assert "waits for a view: 1 of 2 nodes are ready" in shown(
         {"node": {}, "waits": [{"for": "a view", "seconds": None, "why": "1 of 2 nodes are ready"}]}

@@ -11,7 +11,17 @@ from hypothesis import strategies as st
 from shoal.errors import BadFrame, Mismatch
 from shoal.membership import MEMBERS_LIMIT, Membership
 from shoal.roster import Action, Gone, Joined, Send
-from shoal.v1.node_pb2 import PHASE_READY, PHASE_RUNNING, Control, Heartbeat, Identity, Leave
+from shoal.v1.node_pb2 import (
+    PHASE_READY,
+    PHASE_RUNNING,
+    ROLE_COORDINATOR,
+    Control,
+    Heartbeat,
+    Identity,
+    Leave,
+    View,
+    ViewProposal,
+)
 
 ME = Identity(node_id="node-b", incarnation=5, address="10.0.0.2:1", name="b")
 PEER = Identity(node_id="node-a", incarnation=3, address="10.0.0.1:1", name="a")
@@ -314,6 +324,7 @@ def test_a_row_of_the_snapshot_says_what_is_known_and_none_for_the_rest() -> Non
         "id": "node-a",
         "name": "a",
         "address": "10.0.0.1:1",
+        "role": "node",
         "state": "alive",
         "reason": "",
         "phase": "loading",
@@ -348,3 +359,51 @@ def test_leaving_tells_every_linked_member_once() -> None:
     assert leave == Send("node-a", Control(leave=Leave(reason="stopped by a signal")))
     again = members.leave("again", finished=False, now=1.0)
     assert not any(isinstance(a, Send) and a.control.HasField("leave") for a in again)
+
+
+# --- coordinators -----------------------------------------------------------------------------------------------
+
+
+COORDINATOR = Identity(node_id="coordinator-1", incarnation=1, address="10.0.0.9:1", role=ROLE_COORDINATOR)
+
+
+def coordinated() -> Membership:
+    """A node that waits for nobody, with a coordinator beside it."""
+    members = Membership(
+        ME, heartbeat_s=0.5, suspect_after_s=4.0, min_nodes=1, synchronous=False, rng=random.Random(0), settle_s=0.0
+    )
+    members.met(COORDINATOR, 0, 0.0)
+    members.link_up("coordinator-1", 0.0)
+    return members
+
+
+def test_a_coordinator_is_alive_by_its_heartbeats_and_counts_for_nothing_else() -> None:
+    members = coordinated()
+    members.mine(PHASE_READY, 5, 0, 0.5, 9, 10)
+    members.heard("coordinator-1", beat(number=1, answers=1, phase=PHASE_RUNNING, held_out_total=7), 0.1)
+    actions = [*members.tick(0.2), *members.tick(0.3)]
+    assert state(members, 0.3) == ("alive", "")
+    assert members.snapshot(0.3)[1]["role"] == "coordinator"
+    assert members.held_out() == (9, 10)
+    assert members.view is not None
+    assert [m.node_id for m in members.view.members] == ["node-b"], "in no view, and nobody waits for it"
+    told = [a.control.WhichOneof("control") for a in actions if isinstance(a, Send) and a.peer_id == "coordinator-1"]
+    assert set(told) <= {"heartbeat"}, "and is told of none"
+
+
+def test_a_coordinator_hears_that_a_node_leaves() -> None:
+    actions = coordinated().leave("finished", finished=True, now=1.0)
+    assert [a.peer_id for a in actions if isinstance(a, Send) and a.control.HasField("leave")] == ["coordinator-1"]
+
+
+def test_neither_a_coordinator_nor_to_one_anybody_speaks_of_views() -> None:
+    members = coordinated()
+    with pytest.raises(BadFrame, match="install from coordinator-1 about a view, of which a coordinator is no member"):
+        members.heard("coordinator-1", Control(install=View()), 0.1)
+    of_coordinator = Membership(
+        COORDINATOR, heartbeat_s=0.5, suspect_after_s=4.0, min_nodes=1, synchronous=False, rng=random.Random(0)
+    )
+    of_coordinator.met(PEER, 0, 0.0)
+    of_coordinator.link_up("node-a", 0.0)
+    with pytest.raises(BadFrame, match="propose from node-a about a view"):
+        of_coordinator.heard("node-a", Control(propose=ViewProposal()), 0.1)

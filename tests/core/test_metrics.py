@@ -11,7 +11,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.samples import Sample
 
 from shoal import __version__
-from shoal.metrics import BY_NAME, PEERS_LIMIT, PROCESS, TABLE, TALLY, Metrics, Row
+from shoal.metrics import BY_NAME, OF_COORDINATOR, PEERS_LIMIT, PROCESS, TABLE, TALLY, Metrics, Row
 
 NAME = re.compile(r"shoal_[a-z]+(_[a-z]+)*")
 MINIMUM = [
@@ -108,7 +108,7 @@ def test_every_name_asked_for_is_in_the_table() -> None:
 
 
 def test_no_name_is_there_twice() -> None:
-    assert len(BY_NAME) == len(TABLE)
+    assert len(BY_NAME) == len(TABLE) + len(OF_COORDINATOR)
 
 
 @pytest.mark.parametrize("row", TABLE, ids=lambda row: row.name)
@@ -278,3 +278,48 @@ def test_labels_with_quotes_and_line_breaks_survive_a_scrape(metrics: Metrics) -
 def test_a_status_of_another_version_is_taken_as_far_as_it_goes(metrics: Metrics) -> None:
     metrics.from_status({"step": 3, "new_key": {"x": 1}, "exchanges": {"invented": 5}})
     assert value(metrics, "shoal_step") == 3
+
+
+# --- a coordinator ----------------------------------------------------------------------------------------------
+
+
+def of_coordinator() -> Metrics:
+    return Metrics(node="coordinator-1", algorithm="", task="", coordinates=True)
+
+
+def test_a_coordinator_exports_its_own_names_and_those_in_common() -> None:
+    families = {s.name.removesuffix("_bucket") for s in samples(of_coordinator())}
+    for row in OF_COORDINATOR:
+        assert row.name in families
+    assert "shoal_sent_bytes_total" in families
+    assert "shoal_train_loss" not in families
+
+
+def test_what_a_coordinator_shows_is_exported() -> None:
+    made = of_coordinator()
+    serves = {
+        "quorum": 3,
+        "round": 12,
+        "rounds": {"all": 9, "quorum": 3},
+        "votes": {"counted": 30, "missing": 6, "late": 4, "double": 1, "refused": 2},
+        "agreement": 0.8,
+        "enrolled": ["a", "b"],
+    }
+    for _ in range(2):  # totals told again are not counted again
+        made.from_coordinator(published() | {"coordinator": serves}, [])
+    assert value(made, "shoal_rounds_total", how="quorum") == 3
+    assert value(made, "shoal_votes_total", outcome="late") == 4
+    assert value(made, "shoal_votes_total", outcome="refused") == 2
+    assert value(made, "shoal_enrolled") == 2
+    assert value(made, "shoal_quorum") == 3
+    assert value(made, "shoal_vote_agreement_ratio") == 0.8
+
+
+def test_the_staleness_of_gradients_is_a_histogram_of_models() -> None:
+    made = of_coordinator()
+    made.from_coordinator(published() | {"coordinator": {"quorum": None, "version": 4}}, [0, 1, 1, 5])
+    assert value(made, "shoal_gradient_staleness_count") == 4
+    assert value(made, "shoal_gradient_staleness_sum") == 7
+    assert value(made, "shoal_gradient_staleness_bucket", le="1.0") == 3
+    assert value(made, "shoal_model_version") == 4
+    assert value(made, "shoal_quorum") == 0

@@ -35,6 +35,9 @@ class Host:
     def total_gradients(self) -> int:
         return 1
 
+    def gradients_of(self, member: str) -> int:
+        return {"a": 10, "b": 30, "c": 20}.get(member, 0)
+
     def counted(self) -> None:
         raise NotImplementedError
 
@@ -45,11 +48,11 @@ class Host:
 class Worker:
     """Worker b, which is done with its part and serves a, c and d."""
 
-    def __init__(self) -> None:
+    def __init__(self, **options: Any) -> None:
         self.host = Host()
         made = learner(Line())
         self.d = made.model.layout.d
-        settings = Settings(algorithm="ad-psgd", rounds=1)
+        settings = Settings(algorithm="ad-psgd", rounds=1, **options)
         self.runtime = Runtime("b", 1, made, torch.zeros(self.d), settings, self.host)
         for peer in "acd":
             self.runtime.up(peer)
@@ -102,6 +105,27 @@ async def test_who_is_not_in_the_mean_is_not_waited_for(b: Worker) -> None:
     await asyncio.sleep(0)
     assert ("c", Kind.POST) in b.host.sent
     mean.cancel()
+
+
+# --- the pairwise correction ----------------------------------------------------------------------------------------
+
+
+def test_an_average_that_is_settled_after_a_resume_counts_though_the_algorithm_has_not_begun() -> None:
+    b = Worker(correction="pairwise")
+    b.runtime.memory["moved"] = torch.full((b.d,), 2.0)
+    document = {"doubts": [["a", 1, 1]], "promised": [["a", 1, 1]]}
+    b.runtime.settlement.restore(document, {"doubt.0": torch.full((b.d,), 0.5)})
+    b.runtime.received("a", Message(Kind.VERDICT, seq=1, initiator=1, committed=True))
+    assert torch.equal(b.runtime.state, torch.full((b.d,), 0.5))
+    assert torch.equal(b.runtime.moved, torch.full((b.d,), 2.5))
+
+
+@pytest.mark.parametrize(("members", "evenness"), [("abc", 1 / 2), ("bc", 4 / 5), ("abz", 0), ("b", 1)])
+def test_evenness_is_the_slowest_members_gradients_over_the_mean_of_all(members: str, evenness: float) -> None:
+    """a has 10 gradients, b 30, c 20, and of z nothing is known."""
+    runtime = Worker().runtime
+    runtime.install(View("v", tuple(members), (1,) * len(members)))
+    assert runtime.evenness == pytest.approx(evenness)
 
 
 # --- leaving --------------------------------------------------------------------------------------------------------

@@ -145,6 +145,44 @@ def test_a_step_size_that_grows_by_r_moves_the_limit_to_minus_one_over_one_plus_
         assert (sizes[-1] < sizes[20]) == stable
 
 
+# --- D2 while the step size falls ---------------------------------------------------------------------------------
+
+
+def error_of_mean(sizes: Matrix, *, naive: bool) -> float:
+    """Root mean square, over the last quarter, of the distance between the nodes' mean and the common optimum, with
+    noise in the gradients. `sizes`: (steps,), the step size of each. naive: the paper's recursion with the newest lr
+    before both gradients; otherwise the form in gradient units, as in `algorithms/d2.py`."""
+    rng, targets, W = np.random.default_rng(0), skewed(5), mixing(graph("ring", 5)).W
+    x, h = np.zeros_like(targets), np.zeros_like(targets)
+    before = before_g = None
+    errors = []
+    for lr in sizes:
+        g = x - targets + rng.standard_normal(x.shape)
+        if not naive:
+            y = x - lr * (g - h)
+        elif before is None or before_g is None:
+            y = x - lr * g
+        else:
+            y = 2 * x - before - lr * (g - before_g)
+        before, before_g, x = x, g, W @ y
+        h += (x - y) / lr
+        errors.append(np.mean((x - targets).mean(axis=0) ** 2))
+    return float(np.mean(errors[-len(errors) // 4 :]) ** 0.5)
+
+
+def test_a_step_size_that_falls_once_makes_the_naive_form_drift_and_ours_exact() -> None:
+    """The naive mean goes on moving by (lr_t - lr_{t-1}) times the mean gradient of that one moment, in every later
+    step. In gradient units the mean is that of SGD with the smaller step (derived here, not the paper's)."""
+    falling, small = np.repeat([0.1, 0.01], 1000), np.full(2000, 0.01)
+    assert error_of_mean(falling, naive=False) < 1.2 * error_of_mean(small, naive=False)
+    assert error_of_mean(falling, naive=True) > 5 * error_of_mean(falling, naive=False)
+
+
+def test_with_a_constant_step_size_the_two_forms_are_one() -> None:
+    constant = np.full(500, 0.05)
+    assert error_of_mean(constant, naive=True) == pytest.approx(error_of_mean(constant, naive=False), rel=1e-9)
+
+
 # --- any mixing ---------------------------------------------------------------------------------------------------
 
 

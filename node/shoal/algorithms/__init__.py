@@ -2,6 +2,7 @@
 
 from collections.abc import Awaitable, Callable
 
+from shoal.algorithms.a_psgd import a_psgd
 from shoal.algorithms.ad_psgd import ad_psgd
 from shoal.algorithms.allreduce_sgd import allreduce_sgd
 from shoal.algorithms.d2 import d2
@@ -12,6 +13,7 @@ from shoal.algorithms.signum import signum
 from shoal.algorithms.worker import Worker
 
 BY_NAME: dict[str, Callable[[Worker], Awaitable[None]]] = {
+    "a-psgd": a_psgd,
     "ad-psgd": ad_psgd,
     "d-psgd": d_psgd,
     "d2": d2,

@@ -12,6 +12,14 @@ The paper keeps the pair atomic by a lock and a bipartite graph; here the pair i
 
 On data that differs from node to node the fixed point weighs each node by its speed (assumption 1 of the paper takes
 this as given); equally fast nodes reach the optimum of all. Momentum is local, applied after the average, never sent.
+
+`correction` takes that weight away, by a dual variable for each worker that its averages pull at (ours; no theorem is
+claimed, and it was not compared with FSPDA, a published primal-dual gossip):
+
+    x_i <- x_i - lr (g - h_i),   h_i = (eta / lr) (sum of all dx by which averages have moved x_i)
+
+The two ends of an average move by dx and -dx, so the h_i of all sum to zero; at a fixed point g_i = h_i on every
+worker, so the g_i sum to zero, however fast each of them is. It costs no byte.
 """
 
 from shoal.algorithms.descent import direction
@@ -31,10 +39,19 @@ async def ad_psgd(me: Worker) -> None:
             await averaging
             averaging = None
         u = direction(me, g)
-        me.x.sub_(u, alpha=me.lr)
+        me.x.sub_(u if not me.correction else u.sub(me.moved, alpha=gain(me)), alpha=me.lr)
         me.count()
     if averaging is not None:
         await averaging
+
+
+def gain(me: Worker) -> float:
+    """eta / lr: `correction` over the full lr, not the scheduled one, for which a decay would blow h up.
+
+    eta is at most the evenness of the speeds. h pulls every worker back to where it was when the slowest last spoke up
+    against it; with a worker a hundred times slower and a larger eta the others would wait for it (measured).
+    """
+    return min(me.correction, me.evenness) / me.full_lr
 
 
 async def average_once(me: Worker) -> None:

@@ -13,6 +13,7 @@ the correction and leaves the fixed point where it is.
 """
 
 from shoal.algorithms.descent import direction
+from shoal.algorithms.lead import lead
 from shoal.algorithms.worker import Worker
 
 TINY = 1e-3
@@ -20,7 +21,10 @@ TINY = 1e-3
 
 
 async def d2(me: Worker) -> None:
-    """One gradient, then one mix a round."""
+    """One gradient, then one mix a round; packed, it is `lead.py`."""
+    if me.packed:
+        await lead(me)
+        return
     h = me.keep("h")
     if not me.kept_corrections:
         h.zero_()

@@ -25,6 +25,12 @@ class Worker(Protocol):
     weight_decay: float
     """For algorithms that decay x themselves; the gradients of the others hold it already."""
     overlap: int
+    correction: float
+    """Largest step of AD-PSGD's dual variable; 0: none."""
+    full_lr: float
+    """The step size where the schedule's factor is 1."""
+    packed: bool
+    """Whether models are to travel packed."""
     batch: int
     seed: int
     """The run's, the same on every member."""
@@ -44,6 +50,17 @@ class Worker(Protocol):
         """Whether what `keep` holds fits the other members' (False after a resume at unequal rounds)."""
 
     @property
+    def moved(self) -> Tensor:
+        """(d,): the sum of all that averages have moved x by here, on either end; over all workers it is zero.
+
+        Only in a run that is corrected.
+        """
+
+    @property
+    def evenness(self) -> float:
+        """Gradients of the slowest member over the mean of all: 1 if all are alike fast, 0 while one has none."""
+
+    @property
     def members(self) -> int:
         """How many take part, this worker included."""
 
@@ -53,7 +70,7 @@ class Worker(Protocol):
         first + own - 1 of all."""
 
     def more(self) -> bool:
-        """Whether the shoal still wants gradients (asynchronous runs)."""
+        """Whether the shoal, or the parameter server, still wants gradients (asynchronous runs)."""
 
     def rounds(self) -> Iterator[int]:
         """The rounds that are left, in order (synchronous runs)."""
@@ -76,6 +93,9 @@ class Worker(Protocol):
     def mix(self, t: int, y: Tensor) -> Awaitable[Tensor]:
         """(d,): sum_j W_ij y_j of round t."""
 
+    def mix_packed(self, t: int, z: Tensor) -> Awaitable[tuple[Tensor, Tensor]]:
+        """(sum_j W_ij q_j, own q), each (d,), where q_j is z_j packed with two bits a coordinate, without bias."""
+
     def mean(self, t: int, y: Tensor, step: int = 0) -> Awaitable[Tensor]:
         """(d,): the mean of all members' y; `step` counts the means of round t. The same bits on every member."""
 
@@ -94,6 +114,10 @@ class Worker(Protocol):
 
     def average(self, peer: PeerId) -> Awaitable[Outcome]:
         """Average x with `peer`: (x_i, x_j) <- ((x_i+x_j)/2, (x_i+x_j)/2), settled on both ends or on neither."""
+
+    def ask(self, u: Tensor | None) -> Awaitable[Tensor]:
+        """(d,): the parameter server's model, after it has taken a step of -lr u; with None, as it is. A worker's
+        first question offers its own x, which becomes the first model if the server has none."""
 
     def begin(self, work: Awaitable[None]) -> Awaitable[None]:
         """Start `work` beside this coroutine; await the result to wait for its end."""

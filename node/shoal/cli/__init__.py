@@ -19,6 +19,10 @@ from shoal.errors import ShoalError
 
 VERBS = {
     "node": ("shoal.cli.node", "Run a node: find the others, train with them, serve until all are done."),
+    "coordinator": (
+        "shoal.cli.coordinator",
+        "Run a coordinator: count votes, or serve the model, for nodes that want one.",
+    ),
     "demo": ("shoal.cli.demo", "Train five nodes on this machine and compare them with each alone."),
     "simulate": ("shoal.cli.simulate", "Run the same algorithms in virtual time, with 2 to 1,000 workers."),
     "status": ("shoal.cli.status", "Show what a running node and its members do."),

@@ -7,7 +7,7 @@ from shoal.daemon import Daemon
 from shoal.settings import Settings
 
 
-@with_settings()
+@with_settings(without=("quorum", "deadline_s"))
 def command(settings: Settings) -> int:
     """Run a node: find the others, train with them, serve until all are done.
 

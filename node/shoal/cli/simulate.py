@@ -16,8 +16,15 @@ from shoal.cli.terminal import JsonFile, write_json
 from shoal.errors import SettingsError
 from shoal.settings import Settings
 from shoal.simulation import Crash, Cut, Result, Scenario, evaluator, population, simulate
+from shoal_coordinator import Terms, beside
 
-RUN_SETTINGS = [f.name for f in fields(Settings) if f.metadata["scope"] == "run"] + ["task", "data_dir", "download"]
+RUN_SETTINGS = [f.name for f in fields(Settings) if f.metadata["scope"] == "run"] + [
+    "task",
+    "data_dir",
+    "download",
+    "quorum",
+    "deadline_s",
+]
 
 
 @with_settings(only=RUN_SETTINGS)
@@ -64,7 +71,10 @@ def command(
     began = time.monotonic()
     learners, states = population(settings, workers)
     evaluate = evaluator(learners)
-    result = simulate(settings, scenario, learners, states, evaluate=evaluate, evaluate_every=curve_every)
+    terms = Terms(settings.quorum, settings.deadline_s)
+    coordinator = beside(settings, terms) if settings.over == "coordinator" else None
+    options: dict[str, Any] = {"evaluate": evaluate, "evaluate_every": curve_every, "coordinator": coordinator}
+    result = simulate(settings, scenario, learners, states, **options)
     summary = summarise(settings, result, time.monotonic() - began)
     summary["worst_accuracy"] = min(
         (a for a in (evaluate(s)[1] for s in result.states[:64]) if a is not None), default=None

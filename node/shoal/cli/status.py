@@ -109,7 +109,8 @@ def _parsed(address: str, body: bytes) -> dict[str, Any]:
 
 def render(status: dict[str, Any]) -> Group:
     """Tables for the terminal. Keys that are missing show as `-`: the node may be older or newer than we are."""
-    parts = [_node_table(status), _member_table(status)]
+    own = _coordinator_table(status) if _dict(status, "node").get("role") == "coordinator" else _node_table(status)
+    parts = [own, _member_table(status)]
     waits = [w for w in _list(status, "waits") if isinstance(w, dict)]
     return Group(*parts, *(Text(_wait(w), style="yellow") for w in waits))
 
@@ -124,7 +125,6 @@ def _node_table(status: dict[str, Any]) -> Table:
     node, shoal, view = (_dict(status, key) for key in ("node", "shoal", "view"))
     exchanges = _dict(node, "exchanges")
     members = _list(view, "members") or _list(status, "members")
-    table = Table(box=None, show_header=False, pad_edge=False)
     rows = {
         "node": f"{_text(node, 'name')}  {_text(node, 'phase')}  {_text(node, 'address')}",
         "training": f"{_text(node, 'algorithm')} on {_text(node, 'task')}, {_text(node, 'device')}",
@@ -138,6 +138,33 @@ def _node_table(status: dict[str, Any]) -> Table:
         "bytes": f"{_bytes(node.get('bytes_sent'))} sent, {_bytes(node.get('bytes_received'))} received",
         "members": f"{len(members)} in view {_text(view, 'number')} of shoal {_text(shoal, 'name')}",
     }
+    return _rows(rows)
+
+
+def _coordinator_table(status: dict[str, Any]) -> Table:
+    node, serves, shoal = (_dict(status, key) for key in ("node", "coordinator", "shoal"))
+    rounds, votes, staleness = (_dict(serves, key) for key in ("rounds", "votes", "staleness"))
+    rows = {
+        "coordinator": f"{_text(node, 'name')}  {_text(node, 'address')}, of shoal {_text(shoal, 'name')}",
+        "run": f"{_text(node, 'algorithm')}, {len(_list(serves, 'enrolled'))} workers,"
+        f" {_text(shoal, 'gradients')} gradients in the shoal",
+    }
+    if "round" in serves:
+        quorum = f"quorum {_text(serves, 'quorum')}, {_text(serves, 'deadline_s')} s after the first"
+        rows["rounds"] = f"at {_text(serves, 'round')}; closed by all {_text(rounds, 'all')}, by quorum"
+        rows["rounds"] += f" {_text(rounds, 'quorum')} ({quorum})"
+        rows["votes"] = ", ".join(f"{_text(votes, key)} {printable(key)}" for key in votes)
+        rows["agreement"] = _number(serves.get("agreement"), ".3f")
+    if "version" in serves:
+        rows["model"] = f"{_text(serves, 'version')} of {_text(serves, 'budget')} gradients"
+        rows["staleness"] = f"{_number(staleness.get('mean'), '.2f')} models on average,"
+        rows["staleness"] += f" {_text(staleness, 'largest')} at most"
+    rows["bytes"] = f"{_bytes(node.get('bytes_sent'))} sent, {_bytes(node.get('bytes_received'))} received"
+    return _rows(rows)
+
+
+def _rows(rows: dict[str, str]) -> Table:
+    table = Table(box=None, show_header=False, pad_edge=False)
     for name, text in rows.items():
         table.add_row(Text(name, style="bold"), Text(text))
     return table

@@ -58,28 +58,31 @@ class NodeProcess:
         return "\n".join(path.read_text(errors="replace").splitlines()[-lines:]) if path.exists() else ""
 
 
+def start(
+    folder: Path, settings: Mapping[str, Any], *, verb: str = "node", entry: tuple[str, ...] = ("-m", "shoal")
+) -> NodeProcess:
+    """A node, or a coordinator, with its state folder in `folder`, by its name."""
+    name = str(settings["name"])
+    state = folder / name
+    state.mkdir(parents=True, exist_ok=True)
+    argv = [sys.executable, *entry, verb, "--state-dir", str(state)]
+    for key, value in settings.items():
+        flag = "--" + key.replace("_", "-")
+        argv += [flag if value else f"--no-{flag[2:]}"] if isinstance(value, bool) else [flag, str(value)]
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("SHOAL_")}
+    with (state / "log").open("ab") as log:
+        process = subprocess.Popen(argv, stdout=log, stderr=log, stdin=subprocess.DEVNULL, env=environment)
+    return NodeProcess(name, state, process)
+
+
 class Fleet:
     """Starts the nodes in the constructor and ends them with the `with` block, whatever happens inside."""
 
     def __init__(
         self, folder: Path, settings: Sequence[Mapping[str, Any]], *, entry: tuple[str, ...] = ("-m", "shoal")
     ) -> None:
-        self.nodes = [self._start(folder, dict(s), entry) for s in settings]
+        self.nodes = [start(folder, s, entry=entry) for s in settings]
         self.began = time.monotonic()
-
-    @staticmethod
-    def _start(folder: Path, settings: dict[str, Any], entry: tuple[str, ...]) -> NodeProcess:
-        name = str(settings["name"])
-        state = folder / name
-        state.mkdir(parents=True, exist_ok=True)
-        argv = [sys.executable, *entry, "node", "--state-dir", str(state)]
-        for key, value in settings.items():
-            flag = "--" + key.replace("_", "-")
-            argv += [flag if value else f"--no-{flag[2:]}"] if isinstance(value, bool) else [flag, str(value)]
-        environment = {k: v for k, v in os.environ.items() if not k.startswith("SHOAL_")}
-        with (state / "log").open("ab") as log:
-            process = subprocess.Popen(argv, stdout=log, stderr=log, stdin=subprocess.DEVNULL, env=environment)
-        return NodeProcess(name, state, process)
 
     def running(self) -> bool:
         """Whether any node has not ended."""

@@ -112,6 +112,10 @@ class TrainerHost:
         """Own gradients and what is known of the others'."""
         return self.runtime.gradients + sum(self._others.values())
 
+    def gradients_of(self, member: PeerId) -> int:
+        """Of one member, as far as known here."""
+        return self.runtime.gradients if member == self.runtime.me else self._others.get(member, 0)
+
     def record(self, event: str, **fields: Any) -> None:
         """One line of history."""
         self.history.write(event, **fields)
@@ -187,7 +191,7 @@ class TrainerHost:
             case "up":
                 peer = fields["peer"]
                 self._connections[peer] = fields["conn"]
-                runtime.up(peer)
+                runtime.up(peer, coordinates=fields["coordinates"])
             case "down":
                 self._connections.pop(fields["peer"], None)
                 runtime.down(fields["peer"])
@@ -330,7 +334,7 @@ class TrainerHost:
             lr=runtime.lr,
             right=counts.right,
             total=counts.total,
-            exchanges={**dataclasses.asdict(settlement.tally), "mixed": runtime.mixed},
+            exchanges={**dataclasses.asdict(settlement.tally), "mixed": runtime.mixer.taken},
             in_doubt=settlement.in_doubt,
             unconfirmed=settlement.unconfirmed + runtime.post.unconfirmed,
             seconds=runtime.seconds,

@@ -1,0 +1,78 @@
+"""One process of a shoal, a node's daemon or a coordinator: its named tasks, its signals, and how it ends."""
+
+import asyncio
+import ipaddress
+import logging
+import signal
+import sys
+from collections.abc import Coroutine
+from typing import Any
+
+from shoal import logs
+from shoal.errors import SettingsError
+from shoal.fields import parse_address
+from shoal.settings import Settings
+
+log = logging.getLogger("shoal")
+
+
+class Process:
+    """Made on the event loop. `ended` gets the exit code and why, from whoever is first to say."""
+
+    def __init__(self) -> None:
+        loop = asyncio.get_running_loop()
+        self.ended: asyncio.Future[tuple[int, str]] = loop.create_future()
+        self.tasks: dict[str, asyncio.Task[None]] = {}
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop.add_signal_handler(number, self._on_signal, number)
+
+    def own(self, name: str, work: Coroutine[Any, Any, None]) -> None:
+        """One background task, one name; one that ends with an error ends the process."""
+        task = asyncio.get_running_loop().create_task(work, name=name)
+        self.tasks[name] = task
+        task.add_done_callback(lambda done: self._task_ended(name, done))
+
+    async def cancel_tasks(self) -> None:
+        """None is left when this returns."""
+        tasks = list(self.tasks.values())
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    def end(self, code: int, reason: str) -> None:
+        """With that exit code."""
+        if not self.ended.done():
+            self.ended.set_result((code, reason))
+
+    def fail(self, code: int, message: str) -> None:
+        """Say at once what went wrong, in one or two lines; then end."""
+        if not self.ended.done():
+            print("error:", "\n".join(map(logs.printable, message.splitlines())), file=sys.stderr, flush=True)
+            self.end(code, message)
+
+    def _task_ended(self, name: str, task: "asyncio.Task[None]") -> None:
+        self.tasks.pop(name, None)
+        if not task.cancelled() and (error := task.exception()) is not None and not self.ended.done():
+            self.ended.set_exception(error)
+
+    def _on_signal(self, number: int) -> None:
+        name = signal.Signals(number).name
+        log.info("%s: stopping%s", name, " already" if self.ended.done() else "")
+        self.end(128 + number, f"stopped by {name}")
+
+
+def check_exposure(settings: Settings) -> None:
+    """Raises SettingsError for an address beyond loopback without an explicit word: there is no TLS yet."""
+    for name, address in (("listen", settings.listen), ("http", settings.http)):
+        host, _ = parse_address(address)
+        try:
+            loopback = host == "localhost" or ipaddress.ip_address(host).is_loopback
+        except ValueError:
+            loopback = False
+        if name == "listen" and host in ("0.0.0.0", "::") and settings.insecure and not settings.advertise:
+            raise SettingsError(f"listen = {address} is no address that others can dial; give --advertise HOST:PORT")
+        if not loopback and not settings.insecure:
+            raise SettingsError(
+                f"{name} = {address} is beyond loopback, where anyone could join, or read what this node "
+                "shows and sends; give --insecure if that is meant"
+            )
