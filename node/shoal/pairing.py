@@ -9,9 +9,10 @@ from typing import Any
 
 from torch import Tensor
 
-from shoal.exchange import Outcome, Role, Settlement
+from shoal.exchange import Settlement
 from shoal.messages import Kind, Message, PeerId
 from shoal.pair_codec import PairCodec
+from shoal.settling import Outcome, Role
 
 FIRST_PATIENCE_S = 30.0
 """How long an average may take before anything is known about how long one takes."""

@@ -19,7 +19,7 @@ from shoal.algorithms.descent import Schedule, largest_growth, schedule
 from shoal.collective import Collective, check
 from shoal.coordinated import Behind, Coordinated
 from shoal.counting import Counting
-from shoal.exchange import Outcome, Settlement
+from shoal.exchange import Settlement
 from shoal.handover import Handover, Model
 from shoal.learner import Counts, Learner
 from shoal.messages import Kind, Message, PeerId
@@ -30,6 +30,7 @@ from shoal.pairing import Pairing
 from shoal.replicas import agreed, fingerprint
 from shoal.rounds import Rounds
 from shoal.settings import Settings
+from shoal.settling import Outcome
 from shoal.topology import graph
 
 T = TypeVar("T")

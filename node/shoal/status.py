@@ -1,4 +1,5 @@
-"""What a node tells about itself: /v1/status while it runs, result.json at its end. Plain values."""
+"""What a node tells about itself: /v1/status and a line of progress while it runs, result.json and a last line at its
+end. Plain values."""
 
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -94,3 +95,40 @@ def result(
         "histogram": ready.get("histogram", []),
         "own": own_figures(settings, membership.roster.me, ready, trained, traffic),
     }
+
+
+def progress(membership: Membership, trained: Facts) -> str:
+    """A line for people, of a node that has a view."""
+    right, total = membership.held_out()
+    loss = "-" if trained.get("loss") is None else f"{trained['loss']:.4f}"
+    accuracy = f"{right / total:.3f}" if total else "-"
+    live = len(membership.roster.live())
+    return f"step {trained.get('step')}, loss {loss}, held-out accuracy of all {accuracy}, {live} others"
+
+
+def of_view(view: pb.View, model_from: str) -> str:
+    """A line for people: the members of a new view, and what they begin."""
+    members = [m.node_id for m in view.members]
+    if view.purpose != pb.PURPOSE_TRAIN:
+        what = "all are done; forming the mean model"
+    elif model_from:
+        what = f"joining the training with the model of {model_from}"
+    else:
+        what = "training goes on" if view.parent else "training begins"
+    return f"view {view.number} of {len(members)} members: {what} ({', '.join(members)})"
+
+
+def goodbye(code: int, reason: str, checkpoint: str, earlier: str, *, had_view: bool) -> str:
+    """The last line for people: how the run ended, unless an error has said so, and where to go on from. May be empty.
+
+    `checkpoint` was written at the end, `earlier` before it; each is a path, or empty."""
+    if checkpoint:
+        where = f"checkpoint: {checkpoint} (go on with --resume)"
+    elif earlier:
+        where = f"the last checkpoint, from before: {earlier} (go on with --resume)"
+    else:
+        where = "no checkpoint was written"
+    told = 0 < code < 128  # by `Process.fail`, when it happened
+    if told:
+        return where if had_view else ""
+    return f"{reason}; {where}"

@@ -10,8 +10,10 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 from torch import Tensor
 
-from shoal.exchange import MAX_IN_DOUBT, Outcome, Role, Settlement
+from shoal.exchange import Settlement
 from shoal.messages import Kind, Message
+from shoal.serving import MAX_IN_DOUBT
+from shoal.settling import Outcome, Role
 
 
 class Party:

@@ -6,12 +6,12 @@ if "shoal.trainer" in sys.orig_argv:
     import torch
     from torch import Tensor
 
-    from shoal.exchange import Settlement
     from shoal.messages import PeerId
+    from shoal.serving import Serving
 
-    genuine = Settlement._apply_passive
+    genuine = Serving._apply
 
-    def dropped(self: Settlement, peer: PeerId, seq: int, delta: Tensor, *, crossed: bool) -> None:
+    def dropped(self: Serving, peer: PeerId, seq: int, delta: Tensor, *, crossed: bool) -> None:
         genuine(self, peer, seq, torch.zeros_like(delta), crossed=crossed)
 
-    Settlement._apply_passive = dropped  # type: ignore[method-assign]
+    Serving._apply = dropped  # type: ignore[method-assign]

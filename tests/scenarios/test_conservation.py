@@ -10,9 +10,9 @@ from drift_task import D, Drift, direction
 from torch import Tensor
 
 from shoal.data.task import Place
-from shoal.exchange import Settlement
 from shoal.learner import Learner
 from shoal.messages import Kind, Message, PeerId
+from shoal.serving import Serving
 from shoal.settings import Settings
 from shoal.simulation import Result, Scenario, World
 from shoal.vector import FlatModel
@@ -89,10 +89,10 @@ def test_every_gradient_of_the_budget_is_applied_once() -> None:
 def test_a_settlement_whose_commit_does_nothing_misses_by_far(monkeypatch: pytest.MonkeyPatch) -> None:
     """The check above can fail: dropping one side's effect of the commits breaks the sum a hundredfold."""
 
-    def dropped(self: Settlement, peer: PeerId, seq: int, delta: Tensor, *, crossed: bool) -> None:
+    def dropped(self: Serving, peer: PeerId, seq: int, delta: Tensor, *, crossed: bool) -> None:
         genuine(self, peer, seq, torch.zeros_like(delta), crossed=crossed)
 
-    genuine = Settlement._apply_passive
-    monkeypatch.setattr(Settlement, "_apply_passive", dropped)
+    genuine = Serving._apply
+    monkeypatch.setattr(Serving, "_apply", dropped)
     account = drift_run(seed=1, steps=200)
     assert account.miss > 100 * account.bound

@@ -24,7 +24,7 @@ worker, so the g_i sum to zero, however fast each of them is. It costs no byte.
 
 from shoal.algorithms.descent import direction
 from shoal.algorithms.worker import Worker
-from shoal.exchange import Outcome
+from shoal.settling import Outcome
 
 
 async def ad_psgd(me: Worker) -> None:

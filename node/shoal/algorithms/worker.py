@@ -6,8 +6,8 @@ from typing import Protocol
 
 from torch import Tensor
 
-from shoal.exchange import Outcome
 from shoal.messages import PeerId
+from shoal.settling import Outcome
 
 
 class Worker(Protocol):

@@ -1,0 +1,66 @@
+"""Who is welcome at a node: its own Hello, its word on that of another, and whom it knows already."""
+
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from shoal import hello
+from shoal.discovery import Candidate
+from shoal.errors import Mismatch
+from shoal.greeter import LOADING, Greeter
+from shoal.membership import Membership
+from shoal.roster import Action
+from shoal.seeking import Seeking
+from shoal.settings import Settings
+from shoal.v1 import node_pb2 as pb
+
+
+class Reception:
+    """Of one node. `ready()` is what the trainer said once it had loaded task and data, None before; `do` carries out
+    what membership wants; `connect` opens the streams to one who is welcome."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        membership: Membership,
+        greeter: Greeter,
+        seeking: Seeking,
+        *,
+        ready: Callable[[], Mapping[str, Any] | None],
+        do: Callable[[list[Action]], None],
+        connect: Callable[[pb.Identity], None],
+    ) -> None:
+        self._settings, self._membership, self._greeter, self._seeking = settings, membership, greeter, seeking
+        self._ready, self._do, self._connect = ready, do, connect
+
+    def hello(self) -> pb.Hello:
+        """Only once the trainer is ready: it shows the task's fingerprint."""
+        ready, roster = self._ready(), self._membership.roster
+        assert ready is not None
+        return hello.own(self._settings, roster.me, ready, (m.identity for m in roster.around()))
+
+    def judge(self, theirs: pb.Hello) -> str | None:
+        """None welcomes; a text says what differs. Whoever is welcome is a member at once."""
+        if self._ready() is None:
+            return f"{self._membership.roster.me.node_id} is {LOADING}; ask again"
+        reason = hello.compare(self.hello(), theirs)
+        if reason is None and theirs.identity.role == pb.ROLE_COORDINATOR:
+            reason = self._seeking.conflict(theirs.identity.node_id)
+        if reason is None:
+            try:
+                self._do(self._membership.met(theirs.identity, theirs.samples, time.monotonic()))
+            except Mismatch as error:
+                return str(error)
+            self._connect(theirs.identity)
+            source = f"member {theirs.identity.node_id}"
+            for identity in theirs.known[: hello.KNOWN_LIMIT]:
+                self._greeter.consider(Candidate(identity.address, source, identity.node_id))
+        return reason
+
+    def is_known(self, candidate: Candidate) -> bool:
+        """Whether that address is this node's own, or a live member's. A coordinator that starts again at its address
+        counts on being greeted: it counts as known while it is linked."""
+        me, around = self._membership.roster.me, self._membership.roster.around()
+        mine = candidate.node_id == me.node_id or candidate.address == me.address
+        here = [m for m in around if m.identity.address == candidate.address]
+        return mine or any(m.linked or not m.coordinates for m in here)
