@@ -56,6 +56,12 @@ class Host:
         """A process inside; it ends with the host."""
         return subprocess.Popen(self.argv(command), preexec_fn=_die_with_parent, **options)
 
+    def kill(self, process: "subprocess.Popen[bytes]") -> None:
+        """Ends what `start` gave: the command itself, and not only what entered the namespaces for it."""
+        for child in Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split():
+            os.kill(int(child), signal.SIGKILL)
+        process.wait()
+
     def traffic(self) -> tuple[int, int]:
         """(sent, received): bytes that passed its network interface, every header included."""
         (line,) = (line for line in self.sh("cat /proc/net/dev").splitlines() if line.strip().startswith("eth0:"))

@@ -16,7 +16,7 @@ VIEW = "coordinator"
 ENROL, BEHIND = "enrol", "behind"
 """Purposes of posts that carry JSON: where a worker stands; whose model it must take, for its answers are gone."""
 HASH = "hash"
-"""Purpose of the comparison of replicas. Its answer is JSON: right (whose model counts), hash (of that), wrong (who differ)."""
+"""Purpose of the comparison of replicas. Its answer is JSON: right (whose model counts), hash (its), wrong (others)."""
 START, GRADIENT, FRESH, FINAL = "start", "gradient", "fresh", "final"
 """Purposes of a parameter server's posts: a first model, a gradient, the model, the model that nothing changes."""
 KEPT_ANSWERS = 64

@@ -12,7 +12,6 @@ from shoal.collective import Collective
 from shoal.errors import BadVector
 from shoal.messages import PeerId, Tag
 
-
 BITS = 2
 """A coordinate of a packed mix."""
 

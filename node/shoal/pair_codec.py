@@ -1,4 +1,4 @@
-"""How two models travel while a pair is averaged: in full, or in four bits one way and two the other. Pure.
+"""How two models travel while a pair is averaged: in full, or in four bits one way and three the other. Pure.
 
     j  first  ->                of its model r
        <- second  i             of the difference to its own model s, as far as i knows r from `first`
@@ -9,8 +9,9 @@ of all models is kept, and what an average leaves between the two is left for th
 Packed, `first` tells each coordinate of r modulo 16 steps of a lattice, and i takes the point of the lattice nearest to
 its own model (Moniqua, 2002.11787; SwarmSGD, 1910.12308: decoding against the receiver's own model). That is right
 while the two are less than eight steps apart; a checksum of each block tells when it was not, and then that block is
-left as it is, and the next lattice is twice as wide there. `second` is `quantiser.py`'s two bits without bias: with one
-bit (a scaled sign) too little of the difference went over, and the loss was two to three times that of full precision.
+left as it is, and the next lattice is twice as wide there. `second` is `quantiser.py`'s three bits without bias. With
+one bit (a scaled sign) too little of the difference went over, and the loss was two to three times that of full
+precision; with two the noise of packing was about what an average takes away.
 """
 
 from typing import Protocol
@@ -109,8 +110,9 @@ class Packed:
     def _nearest(self, first: Tensor, s: Tensor, peer: PeerId) -> tuple[Tensor, Tensor]:
         """((blocks, 64) float32: r, or nearly; (blocks,) bool: where it is not)."""
         count = blocks(self.elements)
-        if first.dtype != torch.uint8 or first.numel() != count * (4 + FIRST_BITS * BLOCK // 8):
-            raise BadVector(f"packed model from {peer} has {first.numel()} bytes, expected {count * (4 + FIRST_BITS * BLOCK // 8)}")
+        expected = count * (4 + FIRST_BITS * BLOCK // 8)
+        if first.dtype != torch.uint8 or first.numel() != expected:
+            raise BadVector(f"packed model from {peer} has {first.numel()} bytes, expected {expected}")
         first = first.cpu()
         steps = first[: 2 * count].clone().view(torch.bfloat16).double()[:, None]
         if not bool((torch.isfinite(steps) & (steps > 0)).all()):

@@ -1,8 +1,8 @@
 """A few bits a coordinate, without bias: what packed exchanges send of a difference. Pure.
 
-In blocks of 64, each with the largest |z| as its scale s, a coordinate becomes one of 2^bits levels from -s to s, evenly
-spaced: one of the two around it, at random, so that its mean is z. A block's scale travels as bfloat16, rounded up, so
-that nothing lies outside. Two bits are four levels, not three (-s, 0, s): measured, LEAD with three diverges.
+In blocks of 64, each with the largest |z| as its scale s, a coordinate becomes one of 2^bits levels from -s to s,
+evenly spaced: one of the two around it, at random, so that its mean is z. A block's scale travels as bfloat16, rounded
+up, so that nothing lies outside. Two bits are four levels, not three (-s, 0, s): measured, LEAD with three diverges.
 """
 
 import numpy as np

@@ -43,8 +43,7 @@ def traffic_of_a_run(lab: list[Host], folder: Path, algorithm: str, rounds: int)
         with (folder / f"{host.name}.log").open("wb") as log:
             nodes.append(host.start([*shoal, "node", *common, *task, *run, *place, *own], stdout=log, stderr=log))
     codes = [node.wait() for node in nodes]
-    coordinator.kill()
-    coordinator.wait()
+    centre.kill(coordinator)
     for path in sorted(folder.glob("*.log")):
         print(f"--- {path.name}\n{path.read_text()}")
     assert codes == [0] * WORKERS
@@ -68,6 +67,7 @@ def test_a_vote_costs_one_bit_a_coordinate_each_way_and_a_thirtieth_of_full_prec
     """1802.04434, section 1: one bit a coordinate in both directions. d / 8 bytes, all headers within 5 %."""
     signs = bytes_a_step(lab, tmp_path, "signum", more=100)
     full = bytes_a_step(lab, tmp_path, "allreduce-sgd", more=40)
+    print(f"bytes a step, (sent, received): signum {signs}, float32 {full}; d / 8 = {D / 8:.0f}")
     for sign, float32 in zip(signs, full, strict=True):
         assert D / 8 <= sign <= 1.05 * D / 8
         assert float32 >= 30 * sign
