@@ -24,6 +24,7 @@ VERBS = {
         "Run a coordinator: count votes, or serve the model, for nodes that want one.",
     ),
     "demo": ("shoal.cli.demo", "Train five nodes on this machine and compare them with each alone."),
+    "reproduce": ("shoal.cli.reproduce", "Run the papers' claims again, each figure beside its bar."),
     "simulate": ("shoal.cli.simulate", "Run the same algorithms in virtual time, with 2 to 1,000 workers."),
     "status": ("shoal.cli.status", "Show what a running node and its members do."),
     "eval": ("shoal.cli.evaluate", "Measure a model on the held-out data of a task."),
@@ -37,7 +38,7 @@ Exit codes:
 
 0  done
 
-1  a fault of shoal's own (with a traceback) or of a peer, or a demo whose claim did not hold
+1  a fault of shoal's own (with a traceback) or of a peer, or a demo or a claim that did not hold
 
 2  wrong input: an option, a setting, a task, data, a graph, a checkpoint, a port
 
