@@ -154,6 +154,8 @@ class Runtime:
         """Take part in a view: its members, graph, mixing weights and first round. Raises TopologyError."""
         s, n = self.settings, len(view.members)
         self._began = self._began or view
+        if n == 1 and s.traits.votes:
+            self.host.warn("this node is alone: nobody else votes, so its own signs decide")
         self.view = view
         rank = view.members.index(self.me)
         if s.weight == "samples" and not s.traits.finite_sum:  # whose sum is over samples anyway

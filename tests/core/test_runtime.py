@@ -44,6 +44,9 @@ class Host:
     def record(self, event: str, **fields: Any) -> None:
         """Nobody reads it."""
 
+    def warn(self, text: str) -> None:
+        """Nobody reads it."""
+
 
 class Worker:
     """Worker b, which is done with its part and serves a, c and d."""

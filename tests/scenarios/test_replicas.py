@@ -71,3 +71,12 @@ def test_what_most_hold_counts_and_of_equals_that_of_the_lowest_id(
     held: dict[str, int], right: tuple[str, list[str]]
 ) -> None:
     assert right_one({k: torch.tensor([v], dtype=torch.uint8) for k, v in held.items()}) == right
+
+
+@pytest.mark.parametrize(
+    ("workers", "warnings"), [(1, ["this node is alone: nobody else votes, so its own signs decide"]), (2, [])]
+)
+def test_one_node_alone_may_vote_and_is_told_that_nobody_else_does(workers: int, warnings: list[str]) -> None:
+    _, world = run(workers, spoilt=(), hash_every=0)
+    assert world.records is not None
+    assert [fields["text"] for _, _, event, fields in world.records if event == "warning"] == warnings
