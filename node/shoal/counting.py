@@ -55,11 +55,18 @@ class Counting:
         for part in found:
             if part.member != together.me:
                 counted[part.member] = await self._received(part.member, answers, part.rule)
+        self._keep(purpose, found)
         answer, sent = torch.empty_like(y), torch.empty_like(y)
         for part in found:
             answer[part.place] = part.rule.unpack(counted[part.member]).to(y)
             sent[part.place] = part.rule.unpack(own[part.member]).to(y)
         return answer, sent
+
+    def _keep(self, purpose: str, found: Sequence[Part]) -> None:
+        """What goes into a checkpoint. Not before the last await of a round: whoever stops in it counts it again."""
+        for part in found:
+            if part.member == self._together.me:
+                self._memory.update({f"{purpose}.{name}": tensor for name, tensor in part.rule.memory.items()})
 
     def _others(self) -> list[PeerId]:
         return [member for member in self._together.members if member != self._together.me]
@@ -68,10 +75,7 @@ class Counting:
         packed = {self._together.me: own}
         for member in self._others():
             packed[member] = await self._received(member, ballots, part.rule)
-        counted = part.rule.count(packed, ballots.round)
-        for name, tensor in part.rule.memory.items():
-            self._memory[f"{ballots.purpose}.{name}"] = tensor
-        return counted
+        return part.rule.count(packed, ballots.round)
 
     async def _received(self, member: PeerId, tag: Tag, rule: Rule) -> Tensor:
         packed = await self._together.collect(member, tag)

@@ -10,7 +10,7 @@ IJCAI 2016, 1511.05950). Fast workers send more gradients, so the model fits the
 one link carries the models of all.
 """
 
-from shoal.algorithms.descent import direction
+from shoal.algorithms.descent import direction, keep_direction
 from shoal.algorithms.worker import Worker
 
 
@@ -23,4 +23,5 @@ async def a_psgd(me: Worker) -> None:
         u = direction(me, g)
         x = await me.ask(u)
         me.x.copy_(x)
+        keep_direction(me, u)
         me.count()

@@ -22,7 +22,7 @@ The two ends of an average move by dx and -dx, so the h_i of all sum to zero; at
 worker, so the g_i sum to zero, however fast each of them is. It costs no byte.
 """
 
-from shoal.algorithms.descent import direction
+from shoal.algorithms.descent import direction, keep_direction
 from shoal.algorithms.worker import Worker
 from shoal.settling import Outcome
 
@@ -40,6 +40,7 @@ async def ad_psgd(me: Worker) -> None:
             averaging = None
         u = direction(me, g)
         me.x.sub_(u if not me.correction else u.sub(me.moved, alpha=gain(me)), alpha=me.lr)
+        keep_direction(me, u)
         me.count()
     if averaging is not None:
         await averaging

@@ -8,7 +8,7 @@ whatever n is, and all get the same bits. Momentum acts on the mean, and is ther
 for the slowest worker.
 """
 
-from shoal.algorithms.descent import direction
+from shoal.algorithms.descent import direction, keep_direction
 from shoal.algorithms.worker import Worker
 
 
@@ -23,4 +23,5 @@ async def allreduce_sgd(me: Worker) -> None:
             mean = await me.mean(t, g)
         u = direction(me, mean)
         me.x.sub_(u, alpha=me.lr)
+        keep_direction(me, u)
         me.count()

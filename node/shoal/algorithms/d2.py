@@ -12,7 +12,7 @@ makes W lazy. No bound on how much the nodes' data differ. Momentum, which the p
 the correction and leaves the fixed point where it is.
 """
 
-from shoal.algorithms.descent import direction
+from shoal.algorithms.descent import direction, keep_direction
 from shoal.algorithms.lead import lead
 from shoal.algorithms.worker import Worker
 
@@ -39,4 +39,5 @@ async def d2(me: Worker) -> None:
         if lr > TINY * largest:
             h.add_(x.sub(y), alpha=1 / lr)
         me.x.copy_(x)
+        keep_direction(me, u)
         me.count()

@@ -8,7 +8,7 @@ the two run side by side. Its error grows with the spread of the nodes' gradient
 Momentum is local and is known to raise that error (DecentLaM, 2104.11981).
 """
 
-from shoal.algorithms.descent import direction
+from shoal.algorithms.descent import direction, keep_direction
 from shoal.algorithms.worker import Worker
 
 
@@ -20,4 +20,5 @@ async def d_psgd(me: Worker) -> None:
         mixed = await mixing
         u = direction(me, g)
         me.x.copy_(mixed.sub_(u, alpha=me.lr))
+        keep_direction(me, u)
         me.count()

@@ -14,10 +14,17 @@ Schedule = Callable[[float], float]
 
 
 def direction(me: Worker, g: Tensor) -> Tensor:
-    """(d,): m <- momentum m + g; g itself without momentum. May be changed in place by the caller only through x."""
+    """(d,): momentum m + g; g itself without momentum. m stays as it is until `keep_direction`."""
     if me.momentum == 0:
         return g
-    return me.keep("momentum").mul_(me.momentum).add_(g)
+    return me.keep("momentum").mul(me.momentum).add_(g)
+
+
+def keep_direction(me: Worker, u: Tensor) -> None:
+    """m <- u. To be called after the last await of a step: a node that stops while it waits for others draws the
+    step's gradient again when it resumes, and would count it twice."""
+    if me.momentum:
+        me.keep("momentum").copy_(u)
 
 
 def schedule(spec: str, warmup: float = 0.0) -> Schedule:

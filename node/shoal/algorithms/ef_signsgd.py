@@ -12,7 +12,7 @@ ends where SGD on the mean gradient does, and the vote of `signum.py` does not. 
 that a change of lr leaves what is kept right. Scales are trusted: one liar can ruin it.
 """
 
-from shoal.algorithms.descent import direction
+from shoal.algorithms.descent import direction, keep_direction
 from shoal.algorithms.worker import Worker
 
 
@@ -28,5 +28,6 @@ async def ef_signsgd(me: Worker) -> None:
             p = e.add(u, alpha=me.lr)
             step, sent = await me.compressed_mean(t, p)
             e.copy_(p.sub_(sent))
+            keep_direction(me, u)
         me.x.sub_(step)
         me.count()

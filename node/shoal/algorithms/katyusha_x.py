@@ -34,8 +34,9 @@ async def katyusha_x(me: Worker) -> None:
         if k == 0:
             x.copy_(y)
             y_before.copy_(y)
-        x.copy_(coupled(k, me.tau, x, y, y_before))
-        w = await svrg_epoch(me, k, x)
+        start = coupled(k, me.tau, x, y, y_before)
+        w = await svrg_epoch(me, k, start)
+        x.copy_(start)  # not before: whoever stops in the epoch begins it again
         y_before.copy_(y)
         y.copy_(w)
         me.count()

@@ -11,7 +11,7 @@ to .2 here, for two bits' sake. The first round of a view goes in full, and give
 Memory: two vectors more than D2. Condition on W, momentum and schedules: those of D2.
 """
 
-from shoal.algorithms.descent import direction
+from shoal.algorithms.descent import direction, keep_direction
 from shoal.algorithms.worker import Worker
 
 A = 0.2
@@ -45,4 +45,5 @@ async def lead(me: Worker) -> None:
         if lr > TINY * largest:
             h.add_(x.sub(y), alpha=1 / lr)
         me.x.copy_(x)
+        keep_direction(me, u)
         me.count()

@@ -24,7 +24,8 @@ async def signum(me: Worker) -> None:
         v = me.missed("vote", t)
         if v is None:
             g = await me.gradient(me.x)
-            m.mul_(me.momentum).add_(g, alpha=1 - me.momentum)
-            v = await me.vote(t, m)
+            ahead = m.mul(me.momentum).add_(g, alpha=1 - me.momentum)
+            v = await me.vote(t, ahead)
+            m.copy_(ahead)  # not before: whoever stops in the vote takes this gradient again
         me.x.sub_(v.add_(me.x, alpha=me.weight_decay), alpha=me.lr)
         me.count()
