@@ -48,7 +48,7 @@ def colour(name: str) -> str:
 def title(name: str) -> str:
     """A name with the method as people write it."""
     first = method(name)
-    return (NAMES.get(first, first) + name[len(first) :]).replace(", ", ",\n", 1)
+    return NAMES.get(first, first) + name[len(first) :]
 
 
 def marker(name: str) -> str:
@@ -87,7 +87,7 @@ def line(axis: Any, name: str, xs: Sequence[float], ys: Sequence[float], **style
 def bars(axis: Any, values: Mapping[str, float], *, what: str, bar: float | None = None) -> None:
     """One horizontal bar a name, with its figure; `bar`: a dashed line where the criterion lies."""
     names = list(values)
-    axis.barh([title(n) for n in names], list(values.values()), color=[colour(n) for n in names])
+    axis.barh([textwrap.fill(title(n), 30) for n in names], list(values.values()), color=[colour(n) for n in names])
     for position, value in enumerate(values.values()):
         axis.text(value, position, f" {value:.3g}", va="center", fontsize=8)
     if bar is not None:

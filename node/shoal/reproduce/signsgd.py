@@ -42,11 +42,27 @@ def experiment(lab: Lab) -> Finding:
             "data": "all 7 draw from one set (partition shared), but for the rows that say otherwise",
         },
         emulated=["attackers: they multiply their gradients by a factor"],
-        rows=[row(outcomes, run=" ".join(map(str, key))) for key, outcomes in found.items()],
+        rows=[row(outcomes, run=title(*key)) for key, outcomes in found.items()],
         criteria=criteria,
         shown=shown,
         draw=lambda path: _draw(path, found),
     )
+
+
+def title(what: str, which: Any) -> str:
+    """A run's name, the algorithm first."""
+    match what:
+        case "voters":
+            return f"signsgd, {which} voters, batch 4"
+        case "flippers":
+            return f"{VOTE}, {which} of 7 flip"
+        case "disjoint parts":
+            return f"{VOTE}, {which} of 7 flip, disjoint parts"
+        case "one shouts":
+            return f"{which}, one sends -10 g"
+        case "labels:2":
+            return f"{which}, labels:2"
+    return f"{what}, lr {which}"
 
 
 def _run(algorithm: str, workers: int = 7, *, attackers: int = 0, factor: float = -1.0, **settings: Any) -> Run:
@@ -136,12 +152,6 @@ def _of_skew(found: Found) -> list[Criterion]:
 
 def _draw(path: Path, found: Found) -> None:
     with pictures.picture(path, "Majority vote among 7 workers, digits (attackers emulated)") as axis:
-        named = {" ".join(map(str, key)): outcomes for key, outcomes in found.items() if key[0] != "voters"}
-        colours = {"flippers": VOTE, "disjoint": VOTE}
-        for k, (name, outcomes) in enumerate(named.items()):
-            method = next((m for m in (VOTE, MEAN, "ef-signsgd") if m in name), colours.get(name.split()[0], VOTE))
-            axis.barh(k, mean(outcomes, "accuracy"), color=pictures.colour(method))
-            axis.text(mean(outcomes, "accuracy"), k, f" {mean(outcomes, 'accuracy'):.3f}", va="center", fontsize=8)
-        axis.set_yticks(range(len(named)), list(named), fontsize=8)
-        axis.invert_yaxis()
-        axis.set(xlabel="held-out accuracy of the mean model at the end (0: diverged)", xlim=(0, 1.1))
+        values = {title(*key): mean(outcomes, "accuracy") for key, outcomes in found.items() if key[0] != "voters"}
+        pictures.bars(axis, values, what="held-out accuracy of the mean model at the end (0: diverged)")
+        axis.tick_params(axis="y", labelsize=7)
