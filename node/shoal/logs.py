@@ -5,6 +5,7 @@ first form appends them to the line, the second makes them keys. Text of peers r
 characters.
 """
 
+import asyncio
 import datetime
 import json
 import logging
@@ -42,10 +43,18 @@ def configure(form: str = "auto", level: str = "info", stream: TextIO | None = N
     handler = _human_handler(stream) if human else logging.StreamHandler(stream)
     if not human:
         handler.setFormatter(JsonFormatter())
+    handler.addFilter(is_no_cancelled_call)
     handler.of_shoal = True  # type: ignore[attr-defined]
     root.addHandler(handler)
     root.setLevel(logging.WARNING)
     logging.getLogger(ROOT).setLevel(LEVELS[level])
+
+
+def is_no_cancelled_call(record: logging.LogRecord) -> bool:
+    """Whether a line is to be shown. gRPC reports a call that its peer hung up on, while this end was closing it, as an
+    error with a traceback; it is neither, and the connection's own line says what happened."""
+    error = record.exc_info[1] if record.exc_info else None
+    return not (record.name.startswith("grpc") and isinstance(error, asyncio.CancelledError))
 
 
 class JsonFormatter(logging.Formatter):

@@ -1,5 +1,6 @@
 """Log lines: JSON for machines, one line for people, and nothing that steers a terminal."""
 
+import asyncio
 import io
 import json
 import logging
@@ -222,3 +223,12 @@ def test_a_node_without_a_terminal_does_not_load_rich() -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0
     assert json.loads(done.stderr)["message"] == "x"
+
+
+def test_a_call_that_was_cancelled_is_no_error_of_grpcs_and_any_other_is() -> None:
+    stream = io.StringIO()
+    logs.configure("human", "info", stream)
+    for error in (asyncio.CancelledError(), RuntimeError("broken")):
+        logging.getLogger("grpc._cython.cygrpc").error("not handled", exc_info=error)
+    assert stream.getvalue().count("not handled") == 1
+    assert "broken" in stream.getvalue()

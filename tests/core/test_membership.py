@@ -387,6 +387,8 @@ def test_a_coordinator_is_alive_by_its_heartbeats_and_counts_for_nothing_else() 
     assert members.held_out() == (9, 10)
     assert members.view is not None
     assert [m.node_id for m in members.view.members] == ["node-b"], "in no view, and nobody waits for it"
+    members.link_down("coordinator-1", "lost", 0.4)
+    actions += members.link_up("coordinator-1", 0.5)
     told = [a.control.WhichOneof("control") for a in actions if isinstance(a, Send) and a.peer_id == "coordinator-1"]
     assert set(told) <= {"heartbeat"}, "and is told of none"
 

@@ -14,7 +14,7 @@ from shoal.reproduce import claims, pictures
 from shoal.reproduce.ad_psgd_speed import expected
 from shoal.reproduce.d2 import distances
 from shoal.reproduce.lab import Claim, Criterion, Finding, Lab, not_worse, points_lost, tuned, within
-from shoal.reproduce.pareto import bytes_to, front, methods
+from shoal.reproduce.pareto import bytes_to, front, lost_in_packing, methods
 from shoal.reproduce.runs import TINY, Outcome, Run, curve, execute, mean, row
 from shoal.settings import ALGORITHMS
 from shoal.simulation import Point, Scenario
@@ -86,7 +86,7 @@ def found(criteria: list[Criterion]) -> Finding:
         criteria=criteria,
         emulated=["the slow worker"],
         shown=["it is slow"],
-        draw=lambda path: path.write_bytes(b"png"),
+        draw=Path.touch,
     )
 
 
@@ -278,3 +278,13 @@ def test_a_slow_worker_of_a_run_is_that_of_its_scenario() -> None:
         for s in (1.0, 5.0)
     )
     assert slow.seconds > 4 * even.seconds
+
+
+def test_a_packed_run_that_ends_worse_than_in_full_is_shown() -> None:
+    runs = {
+        ("iid", "d2"): [outcome(1.0)],
+        ("iid", "d2 packed"): [outcome(1.05)],
+        ("labels:2", "d2"): [outcome(1.0)],
+        ("labels:2", "d2 packed"): [outcome(1.0), outcome(2.0)],
+    }
+    assert lost_in_packing(runs) == ["labels:2: D2 packed ends at 1.5 (seeds: 1, 2), in full at 1"]

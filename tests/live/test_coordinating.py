@@ -4,7 +4,6 @@ import asyncio
 import contextlib
 import json
 from collections.abc import AsyncIterator, Iterator
-from pathlib import Path
 
 import pytest
 import torch
@@ -27,20 +26,23 @@ D = 20
 RUN = {"algorithm": "signum", "over": "coordinator", "rounds": 5}
 
 
-@pytest.fixture
-def shoal(tmp_path: Path) -> Iterator[Shoal]:
-    """With a coordinator that listens."""
-    with shoal_in(tmp_path) as it:
+@pytest.fixture(scope="module")
+def shoal(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shoal]:
+    """With a coordinator that listens. It is free for another run after each test, for all workers leave in order."""
+    with shoal_in(tmp_path_factory.mktemp("coordinating")) as it:
         it.coordinate()
         yield it
 
 
 @contextlib.asynccontextmanager
-async def worker(shoal: Shoal, name: str = "worker", **run: object) -> AsyncIterator[Puppet]:
+async def worker(shoal: Shoal, name: str, **run: object) -> AsyncIterator[Puppet]:
     """One of that name that has met nobody yet."""
     async with puppet(settings_of(shoal, **{**RUN, **run}), min_nodes=9) as it:
         it.me.node_id, it.me.name = f"{name}-000000", name
         yield it
+        if it.current:
+            it._do(it.membership.leave("finished", finished=True, now=0.0))
+            await said(shoal, f"{name}-000000 is gone: left: finished")
 
 
 async def address(shoal: Shoal) -> str:
@@ -80,7 +82,7 @@ def signs(elements: int) -> Tensor:
 
 
 async def test_votes_that_cannot_be_are_refused_by_name_and_the_round_goes_on(shoal: Shoal) -> None:
-    async with worker(shoal) as it:
+    async with worker(shoal, "worker") as it:
         await it.meet(await address(shoal))
         vote(it)
         assert "worker-000000 votes in round 0 and has not enrolled" in (await it.next(Kind.REFUSE)).header.reason
@@ -106,7 +108,7 @@ def after_a_round(shoal: Shoal) -> dict[str, dict[str, int]] | None:
 
 async def test_another_run_shoal_or_coordinator_is_refused_both_ways_and_the_keys_are_named(shoal: Shoal) -> None:
     where = await address(shoal)
-    async with worker(shoal) as it, worker(shoal, "other", lr=0.5) as other, worker(shoal, "far") as far:
+    async with worker(shoal, "one") as it, worker(shoal, "other", lr=0.5) as other, worker(shoal, "far") as far:
         await it.meet(where)
         with pytest.raises(Mismatch, match=r"other-000000 has another run than coordinator-.*lr: .* 0.003, .* has 0.5"):
             await other.meet(where)
@@ -125,6 +127,7 @@ async def test_a_coordinator_tells_each_where_the_others_are(shoal: Shoal) -> No
     where = await address(shoal)
     async with worker(shoal, "first") as first, worker(shoal, "second") as second:
         await first.meet(where)
+        await second.meet(where)
         heard = await second.transport.greet(where)
         assert {m.node_id: m.address for m in heard.known} == {
             "first-000000": first.me.address,
@@ -135,12 +138,10 @@ async def test_a_coordinator_tells_each_where_the_others_are(shoal: Shoal) -> No
 
 async def test_a_run_that_ended_in_order_leaves_the_coordinator_free_for_another(shoal: Shoal) -> None:
     where = await address(shoal)
-    async with worker(shoal) as it:
-        await it.meet(where)
-        it._do(it.membership.leave("finished", finished=True, now=0.0))
-        await said(shoal, "the run is over; the next may be another")
-    async with worker(shoal, "other", lr=0.5) as other:
-        await other.meet(where)
+    async with worker(shoal, "early") as early:
+        await early.meet(where)
+    async with worker(shoal, "late", lr=0.5) as late:
+        await late.meet(where)
 
 
 def json_of(shoal: Shoal) -> dict[str, str]:
