@@ -29,6 +29,8 @@ LATTICE = 2**FIRST_BITS
 MARGIN = 4.0
 """A lattice reaches so many times as far as the models of a pair lay apart before."""
 DECAY = 0.97
+LEAST = 1e-4
+"""What a block that could not be read was apart before, at least: twice nothing would be nothing for ever."""
 PRIME = 65521
 WEIGHTS = (torch.arange(BLOCK, dtype=torch.int64) * 40503 + 12345) % PRIME
 FINEST = 2.0**-20
@@ -104,7 +106,8 @@ class Packed:
         before = torch.zeros_like(scales) if self.apart is None else self.apart
         unread = scales == quantiser.SKIPPED
         self.missed_blocks += int(unread.sum())
-        self.apart = torch.where(unread, 2 * before, torch.maximum(DECAY * before, scales)).clamp_max(1e30)
+        wider = 2 * before.clamp_min(LEAST)
+        self.apart = torch.where(unread, wider, torch.maximum(DECAY * before, scales)).clamp_max(1e30)
         return difference
 
     def _nearest(self, first: Tensor, s: Tensor, peer: PeerId) -> tuple[Tensor, Tensor]:

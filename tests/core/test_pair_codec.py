@@ -103,3 +103,14 @@ def test_a_step_that_cannot_be_is_refused_by_name() -> None:
     first[:2] = torch.zeros(1, dtype=torch.bfloat16).view(torch.uint8)
     with pytest.raises(BadVector, match="packed model from j has a step that is not above 0"):
         i.second(first, random(1), "j")
+
+
+def test_a_block_in_which_all_models_were_equal_is_read_again_once_one_has_moved() -> None:
+    i, j = packed(1), packed(2)
+    s = r = random(1)
+    average(i, j, s, r)
+    s = s + 1.0
+    for _ in range(60):
+        own, theirs = average(i, j, s, r)
+        s, r = s + own, r + theirs
+    assert (s - r).abs().max() < 0.5
