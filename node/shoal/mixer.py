@@ -12,9 +12,6 @@ from shoal.collective import Collective
 from shoal.errors import BadVector
 from shoal.messages import PeerId, Tag
 
-BITS = 2
-"""A coordinate of a packed mix."""
-
 
 def noise(seed: int, me: PeerId) -> torch.Generator:
     """Draws what a worker's packing rounds at random."""
@@ -40,18 +37,18 @@ class Mixer:
         self._post(tag, y)
         return self._collected(tag, y, lambda theirs, peer: theirs)
 
-    async def packed(self, t: int, z: Tensor, buffers: Tensor) -> tuple[Tensor, Tensor]:
+    async def packed(self, t: int, z: Tensor, bits: int, buffers: Tensor) -> tuple[Tensor, Tensor]:
         """((d+b,): the mix of what z, (d,), was packed to and of the buffers, which go in full; (d,): own z as packed).
 
         Raises BadVector, naming the peer, for another length.
         """
-        d, size = z.numel(), quantiser.packed_bytes(z.numel(), BITS)
-        own = torch.cat((quantiser.pack(z, BITS, self._draw), buffers.cpu().view(torch.uint8)))
+        d, size = z.numel(), quantiser.packed_bytes(z.numel(), bits)
+        own = torch.cat((quantiser.pack(z, bits, self._draw), buffers.cpu().view(torch.uint8)))
 
         def opened(packed: Tensor, peer: PeerId) -> Tensor:
             if packed.numel() != size + buffers.nbytes:
                 raise BadVector(f"packed vector from {peer} has {packed.numel()} bytes, expected {len(own)}")
-            q, _ = quantiser.unpack(packed[:size], BITS, d, peer)
+            q, _ = quantiser.unpack(packed[:size], bits, d, peer)
             return torch.cat((q, packed[size:].cpu().clone().view(buffers.dtype))).to(z)
 
         tag = Tag(self._together.view, t, "packed")

@@ -1,76 +1,90 @@
-"""A few bits a coordinate, without bias: what packed exchanges send of a difference. Pure.
+"""One or two bits a coordinate, without bias: what packed exchanges send of a difference. Pure.
 
-In blocks of 64, each with the largest |z| as its scale s, a coordinate becomes one of 2^bits levels from -s to s,
-evenly spaced: one of the two around it, at random, so that its mean is z. A block's scale travels as bfloat16, rounded
-up, so that nothing lies outside. Two bits are four levels, not three (-s, 0, s): measured, LEAD with three diverges.
+Each block of 256 is rotated at random (`rotation.py`), and of a rotated coordinate go its sign and, with two bits,
+whether it is large. The levels are those of least error for normal noise (Lloyd, Max); a scale for each block makes
+the whole right on average: |y|^2 / <y, levels> (DRIVE, 2105.08339; EDEN, 2108.08842: from memory, unverified). The
+error, squared, is .57 |z|^2 with one bit and .13 |z|^2 with two. Of a block with but a few coordinates that are not 0,
+small ones beside large ones are lost; they come when they are large beside the others.
+
+Packed, a vector is its seed (a little-endian 32-bit number), a bfloat16 scale for each block, then one bit of all
+coordinates, and the next. Measured on LEAD: as good with one bit as two bits were without a rotation, where one bit
+diverged.
 """
 
+import math
+
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from shoal.errors import BadVector
 from shoal.messages import PeerId
+from shoal.rotation import BLOCK, blocks, draw_seed, rotate, rotate_back
 
-BLOCK = 64
-SKIPPED = -1.0
-"""Scale of a block that carries nothing, because it could not be told what to send."""
-
-
-def blocks(elements: int) -> int:
-    """In so many coordinates."""
-    return -(-elements // BLOCK)
-
-
-def in_blocks(z: Tensor) -> Tensor:
-    """(blocks, 64): z, (n,), filled up with zeros."""
-    return torch.nn.functional.pad(z, (0, -len(z) % BLOCK)).view(-1, BLOCK)
-
-
-def rounded_up(scales: Tensor) -> Tensor:
-    """(k,) bfloat16, none below its float32. Scales are not negative."""
-    short = scales.to(torch.bfloat16)
-    return torch.where(short.float() < scales, (short.view(torch.int16) + 1).view(torch.bfloat16), short)
+LEVELS = {1: (1.0,), 2: (0.4528, 1.510)}
+"""By bits: the sizes that a coordinate can have; for two bits in units of its block's root mean square."""
+SEED_BYTES = 4
 
 
 def packed_bytes(elements: int, bits: int) -> int:
-    """Of n coordinates: bits and a quarter each."""
-    return blocks(elements) * (2 + bits * BLOCK // 8)
+    """Of n coordinates: bits and a sixteenth each."""
+    return SEED_BYTES + blocks(elements) * (2 + bits * BLOCK // 8)
 
 
-def pack_codes(codes: Tensor, bits: int) -> Tensor:
-    """(bits n / 8,) uint8 from (n,) uint8 below 2^bits, n divisible by 8: one bit of all, then the next."""
-    planes = [np.packbits((codes >> bit & 1).numpy()) for bit in range(bits)]
-    return torch.from_numpy(np.concatenate(planes))
+def pack(z: Tensor, bits: int, draw: torch.Generator) -> Tensor:
+    """(packed_bytes,) uint8 on the CPU from z, (n,) float32."""
+    seed = draw_seed(draw)
+    return pack_rotated(rotate(z.detach(), seed), bits, seed)
 
 
-def unpack_codes(packed: Tensor, bits: int) -> Tensor:
-    """(n,) uint8."""
-    planes = [torch.from_numpy(np.unpackbits(plane.numpy())) for plane in packed.view(bits, -1)]
-    return sum((plane << bit for bit, plane in enumerate(planes)), torch.zeros_like(planes[0]))
-
-
-def pack(z: Tensor, bits: int, draw: torch.Generator, skip: Tensor | None = None) -> Tensor:
-    """(packed_bytes,) uint8 from z, (n,) float32. `skip`: (blocks,) bool, blocks that carry nothing."""
-    rows, top = in_blocks(z.detach().cpu()), 2**bits - 1
-    scales = rounded_up(rows.abs().amax(1))
-    place = (rows / scales.float().clamp_min(1e-38)[:, None] + 1) * (top / 2)
-    codes = (place + torch.rand(place.shape, generator=draw)).floor_().clamp_(0, top).to(torch.uint8)
-    if skip is not None:
-        scales = torch.where(skip, torch.tensor(SKIPPED, dtype=torch.bfloat16), scales)
-    return torch.cat((scales.view(torch.uint8), pack_codes(codes.view(-1), bits)))
+def pack_rotated(y: Tensor, bits: int, seed: int) -> Tensor:
+    """The same from (blocks, 256) that are rotated by `seed` already."""
+    sizes = LEVELS[bits]
+    squares = torch.linalg.vector_norm(y, dim=1, dtype=torch.float64).square_()
+    planes = [y < 0]
+    if bits == 1:
+        along = torch.linalg.vector_norm(y, 1, dim=1, dtype=torch.float64)
+    else:
+        rms = (squares / BLOCK).sqrt().to(y.dtype)
+        planes.append(y.abs() > rms[:, None] * (sum(sizes) / 2))
+        levels = torch.where(planes[1], sizes[1], sizes[0])
+        along = (y.abs() * levels).sum(1, dtype=torch.float64)
+    scales = (squares / along.clamp_min(1e-300)).to(torch.bfloat16).cpu()
+    return assembled(seed, scales, [plane.cpu().numpy() for plane in planes])
 
 
 def unpack(packed: Tensor, bits: int, elements: int, peer: PeerId) -> tuple[Tensor, Tensor]:
-    """((n,) float32: the levels; (blocks,) float32: the scales, SKIPPED among them). Raises BadVector, naming the peer,
-    for another length, and for a scale that cannot be."""
-    if packed.dtype != torch.uint8 or packed.numel() != packed_bytes(elements, bits):
+    """((n,) float32: what was packed, or nearly; (blocks,) float32: the scales). Raises BadVector, naming the peer, for
+    another length, and for a scale that cannot be."""
+    expected = packed_bytes(elements, bits)
+    if packed.dtype != torch.uint8 or packed.numel() != expected:
         got = f"{packed.numel()} of {str(packed.dtype).removeprefix('torch.')}"
-        raise BadVector(f"packed vector from {peer} has {got}, expected {packed_bytes(elements, bits)} of uint8")
-    head = 2 * blocks(elements)
-    packed = packed.cpu()
-    scales = packed[:head].clone().view(torch.bfloat16).float()
-    if not bool((torch.isfinite(scales) & ((scales >= 0) | (scales == SKIPPED))).all()):
+        raise BadVector(f"packed vector from {peer} has {got}, expected {expected} of uint8")
+    seed, scales, planes = taken_apart(packed.cpu(), blocks(elements), bits)
+    if not bool((torch.isfinite(scales) & (scales >= 0)).all()):
         raise BadVector(f"packed vector from {peer} has a scale that is negative or not finite: its model has diverged")
-    levels = unpack_codes(packed[head:], bits).view(-1, BLOCK).float() * (2 / (2**bits - 1)) - 1
-    return (levels * scales.clamp_min(0)[:, None]).view(-1)[:elements], scales
+    sizes = LEVELS[bits]
+    levels = torch.where(planes[1], sizes[1], sizes[0]) if bits == 2 else torch.ones(())
+    y = torch.where(planes[0], -levels, levels) * scales[:, None]
+    return rotate_back(y, seed, elements), scales
+
+
+def assembled(seed: int, scales: Tensor, planes: list[npt.NDArray[np.bool_]]) -> Tensor:
+    """(bytes,) uint8: a seed, (blocks,) bfloat16, and truth values, (blocks, 256) each."""
+    head = torch.from_numpy(np.array([seed], "<u4").view(np.uint8))
+    return torch.cat((head, scales.view(torch.uint8), *(torch.from_numpy(np.packbits(plane)) for plane in planes)))
+
+
+def taken_apart(packed: Tensor, count: int, bits: int) -> tuple[int, Tensor, list[Tensor]]:
+    """(seed, (count,) float32 scales, `bits` planes of truth values, (count, 256) each) of a length that fits."""
+    raw = packed.numpy()
+    seed = int(raw[:SEED_BYTES].view("<u4")[0])
+    head = SEED_BYTES + 2 * count
+    scales = torch.from_numpy(raw[SEED_BYTES:head].copy()).view(torch.bfloat16).float()
+    planes = np.unpackbits(raw[head:]).reshape(bits, count, BLOCK)
+    return seed, scales, [torch.from_numpy(plane.view(np.bool_)) for plane in planes]
+
+
+ONE_BIT_RMS = math.sqrt(2 / math.pi)
+"""Of normal noise: its root mean square over the scale that one bit of it gets."""

@@ -391,10 +391,10 @@ class Runtime:
         self._together_s += self.host.clock() - began
         return self._taken_apart(total)
 
-    async def mix_packed(self, t: int, z: Tensor) -> tuple[Tensor, Tensor]:
-        """(sum_j W_ij q_j, own q), q = z with two bits a coordinate. Buffers are mixed beside it, in full."""
+    async def mix_packed(self, t: int, z: Tensor, bits: int) -> tuple[Tensor, Tensor]:
+        """(sum_j W_ij q_j, own q), q = z in 1 or 2 bits a coordinate. Buffers are mixed beside it, in full."""
         began = self.host.clock()
-        total, q = await self.mixer.packed(t, z, self._buffers)
+        total, q = await self.mixer.packed(t, z, bits, self._buffers)
         self._together_s += self.host.clock() - began
         return self._taken_apart(total), q
 

@@ -47,7 +47,7 @@ DOUBLE = {"precision": "f64", "hash_every": 10}  # a round is an epoch
 
 ALGORITHMS: dict[str, Traits] = {
     "ad-psgd": Traits(rounds=False, pairs=True, packs=True),
-    "d-psgd": Traits(rounds=True, mixes=True),
+    "d-psgd": Traits(rounds=True, mixes=True, packs=True),
     "d2": Traits(rounds=True, mixes=True, packs=True),
     "allreduce-sgd": Traits(rounds=True, replicas=True, shared=("momentum",), over=BOTH),
     "a-psgd": Traits(rounds=False, over=("coordinator",)),
@@ -213,7 +213,7 @@ class Settings:
     )
     codec: str = setting(
         "full",
-        "How models travel: full, or packed in 2 to 4 bits a coordinate (ad-psgd, d2).",
+        "How models travel: full, or packed in 1 to 4 bits a coordinate (ad-psgd, d2, d-psgd).",
         "run",
         choices=("full", "packed"),
     )

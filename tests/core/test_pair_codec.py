@@ -1,4 +1,4 @@
-"""Packed averages: the two deltas cancel to the last bit, and a model that cannot be read is left as it is."""
+"""Packed averages: the two deltas cancel to the last bit however wrong a model was read, and what was wrong heals."""
 
 import contextlib
 
@@ -10,9 +10,11 @@ from torch import Tensor
 
 from shoal.errors import BadVector
 from shoal.pair_codec import Full, Packed
-from shoal.quantiser import BLOCK
+from shoal.quantiser import SEED_BYTES
+from shoal.rotation import BLOCK
 
 N = 3 * BLOCK + 5
+BLOCKS = 4
 
 
 def packed(seed: int) -> Packed:
@@ -58,35 +60,78 @@ def test_models_that_are_averaged_again_and_again_meet() -> None:
     torch.testing.assert_close((s + r) / 2, mean, rtol=0, atol=1e-4)
 
 
-def test_the_first_model_travels_in_full_and_the_next_in_four_bits_and_a_half() -> None:
+def test_the_first_model_travels_in_full_and_the_next_in_four_bits_and_what_comes_back_in_one() -> None:
     i, j = packed(1), packed(2)
     s, r = random(1), random(1) + random(2, 0.1)
     assert j.first(r).dtype == torch.float32
     average(i, j, s, r)
     first = j.first(r)
     assert first.dtype == torch.uint8
-    assert first.numel() == 4 * (4 + BLOCK // 2)
+    assert first.numel() == SEED_BYTES + BLOCKS * (2 + BLOCK // 2)
     second, _ = i.second(first, s, "j")
-    assert second.numel() == 4 * (2 + 3 * BLOCK // 8)
+    assert second.numel() == SEED_BYTES + BLOCKS * (2 + BLOCK // 8)
 
 
-def test_a_block_that_moved_too_far_is_left_as_it_is_and_read_the_time_after() -> None:
-    """Decoding would give another point of the lattice, with confidence; the checksum tells."""
+def test_a_delta_is_half_the_difference_on_average() -> None:
+    i, j = packed(1), packed(2)
+    s, r = random(1), random(1) + random(2, 0.1)
+    average(i, j, s, r)
+    tries = 400
+    total = torch.zeros(N)
+    for _ in range(tries):
+        total += average(i, j, s, r)[0]
+    whole = slice(0, N // BLOCK * BLOCK)  # the last block has five coordinates: no noise
+    assert (total / tries - (r - s) / 2)[whole].abs().max() < 5 * 0.5 * 0.1 / tries**0.5
+
+
+def test_a_model_that_moved_too_far_to_be_read_is_moved_no_further_than_the_lattice_reaches() -> None:
+    """Decoding gives another point of the lattice, with confidence; it lies within eight steps."""
     i, j = packed(1), packed(2)
     base = random(1)
     average(i, j, base + random(2, 0.01), base)
-    far = base.clone()
-    far[BLOCK : 2 * BLOCK] += 1.0
+    far = base + random(3, 10.0)
+    reach = float(j.apart.max()) * 6.0 * 1.01  # type: ignore[union-attr]
     own, _ = average(i, j, far, base)
-    assert not own[BLOCK : 2 * BLOCK].any()
-    assert own[:BLOCK].any()
-    assert i.missed_blocks == j.missed_blocks == 1
-    for _ in range(8):
-        own, _ = average(i, j, far, base)
-    assert own[BLOCK : 2 * BLOCK].any()
+    lengths = torch.nn.functional.pad(2 * own, (0, -N % BLOCK)).view(-1, BLOCK).norm(dim=1)
+    # One bit makes |z|^2 / |z|_1 of each block: no longer than its largest coordinate in all of them.
+    assert (lengths <= reach * BLOCK**0.5).all()
 
 
-@given(st.binary(min_size=0, max_size=300))
+@pytest.mark.parametrize("away", [1.0, 1e4])
+def test_models_that_were_equal_for_long_meet_again_once_one_has_moved(away: float) -> None:
+    i, j = packed(1), packed(2)
+    s = r = random(1)
+    for _ in range(5):
+        average(i, j, s, r)
+    s = s + away
+    for _ in range(300):
+        own, theirs = average(i, j, s, r)
+        s, r = s + own, r + theirs
+    assert (s - r).abs().max() < 0.02 * away
+
+
+def test_models_of_zeros_that_begin_to_move_are_read() -> None:
+    i, j = packed(1), packed(2)
+    s, r = torch.zeros(N), torch.zeros(N)
+    for _ in range(60):
+        own, theirs = average(i, j, s, r)
+        s, r = s + own + 0.01, r + theirs
+    assert (s - r).abs().max() < 0.2
+
+
+def test_how_far_apart_models_lie_grows_at_once_and_shrinks_slowly() -> None:
+    i, j = packed(1), packed(2)
+    base = random(1)
+    average(i, j, base + random(2, 1.0), base)
+    large = j.apart
+    assert large is not None
+    assert 0.7 < float(large.mean()) < 1.3
+    average(i, j, base, base)
+    assert j.apart is not None
+    torch.testing.assert_close(j.apart, 0.97 * large)
+
+
+@given(st.binary(min_size=0, max_size=700))
 def test_noise_is_refused_or_read_and_nothing_else(noise: bytes) -> None:
     i, j = packed(1), packed(2)
     average(i, j, random(1), random(1) + 0.01)
@@ -100,17 +145,13 @@ def test_a_step_that_cannot_be_is_refused_by_name() -> None:
     i, j = packed(1), packed(2)
     average(i, j, random(1), random(1) + 0.01)
     first = j.first(random(1))
-    first[:2] = torch.zeros(1, dtype=torch.bfloat16).view(torch.uint8)
+    first[SEED_BYTES : SEED_BYTES + 2] = torch.zeros(1, dtype=torch.bfloat16).view(torch.uint8)
     with pytest.raises(BadVector, match="packed model from j has a step that is not above 0"):
         i.second(first, random(1), "j")
 
 
-def test_a_block_in_which_all_models_were_equal_is_read_again_once_one_has_moved() -> None:
+def test_a_model_of_another_length_is_refused_by_name() -> None:
     i, j = packed(1), packed(2)
-    s = r = random(1)
-    average(i, j, s, r)
-    s = s + 1.0
-    for _ in range(60):
-        own, theirs = average(i, j, s, r)
-        s, r = s + own, r + theirs
-    assert (s - r).abs().max() < 0.5
+    average(i, j, random(1), random(1) + 0.01)
+    with pytest.raises(BadVector, match="packed model from j has 10 bytes, expected 524"):
+        i.second(torch.zeros(10, dtype=torch.uint8), random(1), "j")

@@ -8,12 +8,16 @@ the two run side by side. Its error grows with the spread of the nodes' gradient
 Momentum is local and is known to raise that error (DecentLaM, 2104.11981).
 """
 
+from shoal.algorithms.choco import choco
 from shoal.algorithms.descent import direction, keep_direction
 from shoal.algorithms.worker import Worker
 
 
 async def d_psgd(me: Worker) -> None:
-    """One mix and one gradient a round."""
+    """One mix and one gradient a round; packed, it is `choco.py`."""
+    if me.packed:
+        await choco(me)
+        return
     for t in me.rounds():
         mixing = me.mix(t, me.x)
         g = await me.gradient(me.x)

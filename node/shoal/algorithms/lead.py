@@ -2,12 +2,12 @@
 re-derived; with no compression it is `d2.py`, which a test holds).
 
     y = x - lr (g - h)
-    q = C(y - H)                       two bits a coordinate, without bias
+    q = C(y - H)                       one bit a coordinate, without bias
     z = (W Y)_i - Y_i, Y_j = H_j + q_j    known to everybody's neighbours: w = sum_j W_ij q_j, HW = sum_j W_ij H_j
     x = y + z;   h <- h + z / lr;   H <- H + a q;   HW <- HW + a w
 
-H follows y, so that what is packed becomes small as the run settles, and the noise with it. The paper's a = .5 is cut
-to .2 here, for two bits' sake. The first round of a view goes in full, and gives all of them their H and HW.
+H follows y, so that what is packed becomes small as the run settles, and the noise with it. With the paper's a = .5 it
+diverges at one bit; .1 to .3 do equally well. The first round of a view goes in full, and gives all their H and HW.
 Memory: two vectors more than D2. Condition on W, momentum and schedules: those of D2.
 """
 
@@ -15,6 +15,7 @@ from shoal.algorithms.descent import direction, keep_direction
 from shoal.algorithms.worker import Worker
 
 A = 0.2
+BITS = 1
 TINY = 1e-3
 """As in `d2.py`: below this part of the largest step size so far, h rests."""
 
@@ -33,7 +34,7 @@ async def lead(me: Worker) -> None:
         u = direction(me, g)
         y = me.x.sub(u.sub(h), alpha=lr)
         if known[0]:
-            w, q = await me.mix_packed(t, y.sub(H))
+            w, q = await me.mix_packed(t, y.sub(H), BITS)
             x = y.add(HW).add_(w).sub_(H).sub_(q)
             H.add_(q, alpha=A)
             HW.add_(w, alpha=A)

@@ -93,8 +93,8 @@ class Worker(Protocol):
     def mix(self, t: int, y: Tensor) -> Awaitable[Tensor]:
         """(d,): sum_j W_ij y_j of round t."""
 
-    def mix_packed(self, t: int, z: Tensor) -> Awaitable[tuple[Tensor, Tensor]]:
-        """(sum_j W_ij q_j, own q), each (d,), where q_j is z_j packed with two bits a coordinate, without bias."""
+    def mix_packed(self, t: int, z: Tensor, bits: int) -> Awaitable[tuple[Tensor, Tensor]]:
+        """(sum_j W_ij q_j, own q), each (d,), where q_j is z_j packed in 1 or 2 bits a coordinate, without bias."""
 
     def mean(self, t: int, y: Tensor, step: int = 0) -> Awaitable[Tensor]:
         """(d,): the mean of all members' y; `step` counts the means of round t. The same bits on every member."""

@@ -21,7 +21,7 @@ PARAMETERS, ROWS = 4810, 1437
 """Of the digits' perceptron; training samples."""
 POINTS = 20
 TARGET, LEAST = 0.3, 7.5
-SMALL = ("signsgd", "signum", "ef-signsgd", "ad-psgd packed", "d2 packed")
+SMALL = ("signsgd", "signum", "ef-signsgd", "ad-psgd packed", "d2 packed", "d-psgd packed")
 """Methods that send few bits."""
 
 Found = dict[tuple[str, str], list[Outcome]]

@@ -14,7 +14,7 @@ from shoal.reproduce.runs import TINY
 METHODS = ("allreduce-sgd", "ad-psgd")
 NODES = 8
 SLOWNESS = (1.0, 4.0, 10.0)
-COMPUTE_S = 0.4
+COMPUTE_S = 0.6
 """Slept beside each gradient: far above what eight trainers need of two cores."""
 ROUNDS, GRADIENTS = 6, 160
 LIMIT_S = 180.0
