@@ -1,10 +1,9 @@
 """Several hosts on one machine: each a network, process and host-name namespace of its own, on one switch.
 
-Needs root, `unshare`, `nsenter` and `ip`. Nothing stays behind, even after kill -9: each namespace is held by a child
-that dies with this process, and everything inside dies with its first process.
+Needs root, `unshare`, `nsenter`, `setpriv` and `ip`. Nothing stays behind, even after kill -9: each namespace is held
+by a child that dies with this process, and everything inside dies with its first process.
 """
 
-import ctypes
 import os
 import shutil
 import signal
@@ -15,12 +14,13 @@ from pathlib import Path
 from typing import Any
 
 NET = "10.77.0"
-_libc = ctypes.CDLL(None, use_errno=True)
+WITH_PARENT = ("setpriv", "--pdeathsig", "KILL")
+"""Not a function between fork and exec: where gRPC has threads in this process, that may hang."""
 
 
 def why_not() -> str:
     """Why there can be no hosts here; empty where there can."""
-    missing = [tool for tool in ("unshare", "nsenter", "ip") if shutil.which(tool) is None]
+    missing = [tool for tool in ("unshare", "nsenter", "setpriv", "ip") if shutil.which(tool) is None]
     if missing:
         return f"{', '.join(missing)} not installed"
     if os.geteuid() != 0:
@@ -36,9 +36,7 @@ class Host:
         self.name, self.ip = name, ip
         space = ["unshare", "--net", "--uts", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc"]
         first = f"hostname {name}; ip link set lo up; echo up; exec sleep infinity"
-        self._holder = subprocess.Popen(
-            [*space, "sh", "-c", first], stdout=subprocess.PIPE, preexec_fn=_die_with_parent
-        )
+        self._holder = subprocess.Popen([*WITH_PARENT, *space, "sh", "-c", first], stdout=subprocess.PIPE)
         assert self._holder.stdout is not None
         assert self._holder.stdout.readline() == b"up\n"
         children = Path(f"/proc/{self._holder.pid}/task/{self._holder.pid}/children").read_text().split()
@@ -54,7 +52,7 @@ class Host:
 
     def start(self, command: Sequence[str], **options: Any) -> "subprocess.Popen[bytes]":
         """A process inside; it ends with the host."""
-        return subprocess.Popen(self.argv(command), preexec_fn=_die_with_parent, **options)
+        return subprocess.Popen([*WITH_PARENT, *self.argv(command)], **options)
 
     def kill(self, process: "subprocess.Popen[bytes]") -> None:
         """Ends what `start` gave: the command itself, and not only what entered the namespaces for it."""
@@ -93,7 +91,3 @@ def hosts(names: Sequence[str]) -> Iterator[list[Host]]:
     finally:
         for host in reversed(made):
             host.close()
-
-
-def _die_with_parent() -> None:
-    _libc.prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG

@@ -77,9 +77,10 @@ class Bridge:
         """A receive slot that is not used after all."""
         self.child.receiving.give(slot)
 
-    def message(self, peer_id: str, conn: int, header: bytes, slot: int | None) -> None:
+    def message(self, peer_id: str, conn: int, header: bytes, slot: int | None, folded: bool) -> None:
         """A whole message, for the trainer."""
-        self.child.channel.send("received", body=header, peer=peer_id, conn=conn, slot=-1 if slot is None else slot)
+        number = -1 if slot is None else slot
+        self.child.channel.send("received", body=header, peer=peer_id, conn=conn, slot=number, folded=folded)
 
     def refused(self, peer_id: str, error: PeerError) -> None:
         """A peer's fault."""
@@ -95,7 +96,11 @@ class Bridge:
         if slot < 0:
             self.transport.send(peer, conn, header, None, lambda: None)
         else:
-            vector = self.child.segment.slot(slot)[: pb.Header.FromString(header).vector.bytes]
+            read = pb.Header.FromString(header)
+            vector = self.child.segment.slot(slot)[: read.vector.bytes]
+            if fields["fold"]:
+                answer = pb.MESSAGE_KIND_VALUES if read.kind == pb.MESSAGE_KIND_ACCEPT else pb.MESSAGE_KIND_ACCEPT
+                self.transport.fold(peer, conn, answer, read.seq, vector)
             self.transport.send(peer, conn, header, vector, lambda: self.child.channel.send("sent", slot=slot))
 
     def refuse(self, peer_id: str, error: PeerError) -> None:

@@ -10,6 +10,7 @@ from asyncio.subprocess import Process
 from shoal.link import RECEIVE, TRANSMIT, Channel, Segment, Slots
 from shoal.settings import Settings
 
+TRAINER = "shoal.trainer"
 END_WITHIN_S = 1.0
 """A trainer that has closed its channel, or whose daemon has, is killed if it lives on."""
 
@@ -27,7 +28,7 @@ class Child:
         ours, theirs = socket.socketpair()
         segment = Segment.create()
         fds = (theirs.fileno(), segment.fd)
-        argv = (sys.executable, "-m", "shoal.trainer", *map(str, fds))
+        argv = (sys.executable, "-m", TRAINER, *map(str, fds))
         environment = {**os.environ, "OMP_NUM_THREADS": str(settings.threads)}
         # In a process group of its own: Ctrl-C at a terminal goes to a whole group, and the daemon decides.
         process = await asyncio.create_subprocess_exec(*argv, pass_fds=fds, env=environment, process_group=0)

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from shoal.messages import Message, PeerId
 from shoal.offering import Offering
-from shoal.pair_codec import Full, PairCodec
+from shoal.pair_codec import PairCodecs
 from shoal.serving import Serving
 from shoal.settling import Desk, Outcome, Role
 
@@ -40,9 +40,9 @@ class Settlement:
         add: Callable[[Tensor], None],
         send: Callable[[PeerId, Message], None],
         ended: Callable[[Role, PeerId, int, Outcome, str], None],
-        codec: PairCodec | None = None,
+        codecs: PairCodecs | None = None,
     ) -> None:
-        self._desk = Desk(me, incarnation, snapshot, add, send, ended, codec or Full())
+        self._desk = Desk(me, incarnation, snapshot, add, send, ended, codecs or PairCodecs())
         self.tally = self._desk.tally
         self._serving = Serving(self._desk)
         self._offering = Offering(self._desk, freed=self._serving.serve_held)

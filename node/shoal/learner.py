@@ -27,7 +27,7 @@ CHUNK = 256
 class Gradient:
     """What one minibatch gives."""
 
-    g: Tensor  # (d,) of the model's dtype, new; weight decay and the node's weight included
+    g: Tensor  # (d,) of the model's dtype; weight decay and the node's weight included
     loss: float  # mean over the minibatch, without weight decay and weight
     buffers: Tensor | None  # (b,): what the forward pass added to the float buffers; None if b = 0
     samples: int
@@ -108,16 +108,22 @@ class Learner:
         data = Data(*(torch.cat(column) for pairs in (train, held_out) for column in zip(*pairs, strict=True)))
         return cls(first.task, data, first.model, batch=1, seed=0, shard=0, device=first.device)
 
-    def gradient(self, state: Tensor) -> Gradient:
-        """At `state`, (d+b,), on the next minibatch: `batch` samples, uniform with replacement. Training mode."""
+    def pull(self, state: Tensor) -> None:
+        """Take `state`, (d+b,), into the model, for `gradient` to begin with. Not while the model is used elsewhere."""
+        self.model.load(state)
+
+    def gradient(self, state: Tensor | None, out: Tensor | None = None) -> Gradient:
+        """At `state`, (d+b,), on the next minibatch: `batch` samples, uniform with replacement. Training mode. Without
+        a state at what was pulled last. The gradient is made in `out`, (d,), if that is given."""
         rows = torch.randint(self.samples, (self.batch,), generator=self._draws).to(self.device)
         inputs, targets = self._train
-        self.model.load(state)
+        if state is not None:
+            self.model.load(state)
+        before = self.model.carried().clone()
         self.model.train(True)
         loss = self._loss(inputs.index_select(0, rows), targets.index_select(0, rows))
-        g = self._objective_gradient(self._derivative(loss), state)
-        d = self.model.layout.d
-        buffers = self.model.carried() - state[d:] if self.model.layout.b else None
+        g = self._objective_gradient(self._derivative(loss, out), self.model.parameters)
+        buffers = self.model.carried() - before if len(before) else None
         return Gradient(g, loss.item(), buffers, self.batch)
 
     def full_gradient(self, state: Tensor) -> Tensor:
@@ -207,8 +213,8 @@ class Learner:
             )
         return loss
 
-    def _derivative(self, loss: Tensor) -> Tensor:
-        derivative: Tensor = self._users("the backward pass", self.model.gradient, loss)
+    def _derivative(self, loss: Tensor, out: Tensor | None = None) -> Tensor:
+        derivative: Tensor = self._users("the backward pass", self.model.gradient, loss, out)
         return derivative
 
     def _users(self, what: str, call: Callable[..., Any], *args: Any) -> Any:
@@ -221,7 +227,8 @@ class Learner:
             raise user_fault(f"task {self.task.name}", what, error, self._source) from error
 
     def _objective_gradient(self, g: Tensor, state: Tensor) -> Tensor:
-        """weight * (g + weight_decay * x), in place: summed over nodes, decay stays that of the mean objective."""
+        """weight * (g + weight_decay * x), in place, x the first d of `state`: summed over nodes, decay stays that
+        of the mean objective."""
         if self.weight_decay:
             g.add_(state[: self.model.layout.d], alpha=self.weight_decay)
         if self.weight * self.factor != 1.0:

@@ -158,12 +158,12 @@ class Segment:
 
 
 class Slots:
-    """The free list of one side, first come first served."""
+    """The free list of one side. The lowest is taken first, so that few of them ever take memory."""
 
     def __init__(self, slots: Iterable[int]) -> None:
         self._all = frozenset(slots)
         self._taken: set[int] = set()
-        self._free: asyncio.Queue[int] = asyncio.Queue()
+        self._free: asyncio.PriorityQueue[int] = asyncio.PriorityQueue()
         for k in sorted(self._all):
             self._free.put_nowait(k)
 

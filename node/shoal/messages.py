@@ -4,8 +4,9 @@ Settling a pairwise average (`exchange.py`), i asks and decides, j answers:
 
     i  OFFER  ->                 may we average?
        <- BUSY                   no: j serves another and holds one more offer already
+       <- GRANT                  yes, and my vector follows (where s needs not wait for it: `pair_codec.py`)
        <- ACCEPT + r             yes, and this is j's vector as it is now
-       VALUES + s ->             this is i's vector as it is now
+       VALUES + s ->             this is i's vector as it is now; after a GRANT it goes while r comes
        <- READY                  s came whole; j has put its half aside
        COMMIT ->                 i has applied its half, and remembers so
        <- CONFIRM                j has applied its half; i may forget
@@ -48,8 +49,11 @@ class Kind(enum.IntEnum):
     POST = 13
     RECEIVED = 14
     REFUSE = 15
+    GRANT = 16
 
 
+AVERAGES = frozenset({Kind.ACCEPT, Kind.VALUES})
+"""The two vectors of an average."""
 CARRIES_VECTOR = frozenset({Kind.ACCEPT, Kind.VALUES, Kind.MODEL, Kind.POST})
 
 
@@ -75,4 +79,8 @@ class Message:
     tag: Tag | None = None  # POST, RECEIVED, MODEL
     gradients: int = 0  # gradients the sender has applied so far; the end of a run is counted with it
     heard: tuple[tuple[PeerId, int], ...] = ()  # gradients of others, passed on (OFFER, ACCEPT)
-    vector: "Tensor | None" = None  # (n,) float32 or float64, or uint8 if packed; of the kinds in CARRIES_VECTOR
+    # (n,) float32 or float64, or uint8 if packed; of the kinds in CARRIES_VECTOR. In an average it is the receiver's to
+    # change, and lies in a buffer that others wait for: whoever keeps it for longer than a round trip copies it.
+    vector: "Tensor | None" = None
+    folded: bool = False  # on its way it was made half its difference to what this node has sent in the same average
+    codec: str = ""  # OFFER: what i wishes for; GRANT, or an ACCEPT without one: what is taken. "": the plainest

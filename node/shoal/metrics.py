@@ -15,6 +15,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Proc
 
 from shoal import __version__
 from shoal.roster import PHASE_WORDS, State
+from shoal.settings import CODECS
 
 Kind = Literal["gauge", "counter", "histogram"]
 Labels = Mapping[str, tuple[str, ...]]
@@ -104,6 +105,8 @@ TABLE = (
     Row("shoal_received_bytes_total", "counter", "bytes", "Bytes of frames received from peers.", "More traffic."),
     Row("shoal_peer_rtt_seconds", "gauge", "seconds", "Smoothed round-trip time of heartbeats.", "Further or busier.",
         {"peer": ()}),
+    Row("shoal_peer_codec", "gauge", "", "1 for the codec of the last average with that neighbour.", "No meaning.",
+        {"peer": (), "codec": CODECS}),
     Row("shoal_step_seconds_total", "counter", "seconds", "Time spent by what the algorithm was at.",
         "A larger part of each step.", {"phase": PARTS}, status="seconds"),
     Row("shoal_longest_wait_seconds", "gauge", "seconds", "How long the algorithm waits for the slowest peer by now.",
@@ -181,6 +184,7 @@ class Metrics:
         self._made = {row.name: _make(row, self.registry) for row in rows}
         self._totals: dict[tuple[str, ...], float] = {}  # last total told by its source, which may start again
         self._peers: set[str] = set()
+        self._edges: set[tuple[str, str]] = set()  # (neighbour, codec)
         for row in rows:
             if row.kind == "gauge" and not row.labels:
                 self._set(row.name, math.nan)
@@ -196,6 +200,7 @@ class Metrics:
             if key in TALLY:
                 name, labels = TALLY[key]
                 self._advance(name, value, **labels)
+        self._codecs(status.get("exchanges", {}).get("codecs", {}))
         right, total = status.get("right"), status.get("total")
         self._set("shoal_held_out_accuracy", right / total if total and right is not None else None)
         self._set("shoal_longest_wait_seconds", max((w["seconds"] for w in status.get("waits", ())), default=0.0))
@@ -304,6 +309,14 @@ class Metrics:
         self._peers = set(rtt_s)
         for peer, seconds in rtt_s.items():
             self._set("shoal_peer_rtt_seconds", seconds, peer=peer)
+
+    def _codecs(self, of_peers: Mapping[str, str]) -> None:
+        gauge = self._made["shoal_peer_codec"]
+        for pair in self._edges - set(of_peers.items()):
+            gauge.remove(*pair)
+        self._edges = set(of_peers.items())
+        for peer, codec in of_peers.items():
+            self._set("shoal_peer_codec", 1, peer=peer, codec=codec)
 
 
 def _bounded(values: tuple[str, ...], value: str) -> str:

@@ -1,4 +1,4 @@
-"""One worker's mixing with its neighbours by W: sum_j W_ij y_j, in full or packed. Over tagged posts."""
+"""One worker's mixing with its neighbours by W: sum_j W_ij y_j, in full, rounded or packed. Over tagged posts."""
 
 import hashlib
 from collections.abc import Callable, Coroutine, Mapping
@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from shoal import quantiser
+from shoal import quantiser, rounding
 from shoal.collective import Collective
 from shoal.errors import BadVector
 from shoal.messages import PeerId, Tag
@@ -37,18 +37,36 @@ class Mixer:
         self._post(tag, y)
         return self._collected(tag, y, lambda theirs, peer: theirs)
 
+    def rounded(self, t: int, y: Tensor, codec: str) -> Coroutine[Any, Any, Tensor]:
+        """(m,): y + sum_j W_ij (y^_j - y^_i), y^ being y as bf16 or f16 has it; posted at once, as `full`.
+
+        What is own stays unrounded, and W is symmetric, so the sum over all workers is kept, but for float32's own
+        rounding. A result is off by at most 2 (1 - W_ii) times the largest rounding: 2^-8 or 2^-11 of a number.
+        """
+        tag, own = Tag(self._together.view, t, "rounded"), rounding.halved(y, codec)
+        self._post(tag, own)
+        return self._of_rounded(tag, y, own, codec)
+
+    async def _of_rounded(self, tag: Tag, y: Tensor, own: Tensor, codec: str) -> Tensor:
+        def opened(packed: Tensor, peer: PeerId) -> Tensor:
+            return rounding.unhalved(packed, codec, y.numel(), peer)
+
+        total = await self._collected(tag, own, opened)
+        return total.add_(y).sub_(opened(own, self._together.me))
+
     async def packed(self, t: int, z: Tensor, bits: int, buffers: Tensor) -> tuple[Tensor, Tensor]:
         """((d+b,): the mix of what z, (d,), was packed to and of the buffers, which go in full; (d,): own z as packed).
 
         Raises BadVector, naming the peer, for another length.
         """
-        d, size = z.numel(), quantiser.packed_bytes(z.numel(), bits)
-        own = torch.cat((quantiser.pack(z, bits, self._draw), buffers.cpu().view(torch.uint8)))
+        by = quantiser if bits in quantiser.LEVELS else rounding
+        d, size = z.numel(), by.packed_bytes(z.numel(), bits)
+        own = torch.cat((by.pack(z, bits, self._draw), buffers.cpu().view(torch.uint8)))
 
         def opened(packed: Tensor, peer: PeerId) -> Tensor:
             if packed.numel() != size + buffers.nbytes:
                 raise BadVector(f"packed vector from {peer} has {packed.numel()} bytes, expected {len(own)}")
-            q, _ = quantiser.unpack(packed[:size], bits, d, peer)
+            q, _ = by.unpack(packed[:size], bits, d, peer)
             return torch.cat((q, packed[size:].cpu().clone().view(buffers.dtype))).to(z)
 
         tag = Tag(self._together.view, t, "packed")

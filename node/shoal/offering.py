@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Callable
 
 from shoal.messages import Kind, Message, PeerId
+from shoal.pair_codec import Duplex, PairCodec
 from shoal.settling import Desk, Outcome, Own, Role
 from shoal.vector import is_finite
 
@@ -16,6 +17,7 @@ class Offering:
         self._last_seq: dict[PeerId, int] = {}
         self.answers: dict[Kind, Callable[[PeerId, Message], None]] = {
             Kind.BUSY: self._on_busy,
+            Kind.GRANT: self._on_grant,
             Kind.ACCEPT: self._on_accept,
             Kind.READY: self._on_ready,
             Kind.CONFIRM: self._on_confirm,
@@ -33,7 +35,7 @@ class Offering:
         desk.own = Own(peer, seq)
         if desk.me < peer:  # the peer takes its own waiting offer for part of this one
             desk.held = [offer for offer in desk.held if offer.peer != peer]
-        desk.say(peer, Kind.OFFER, seq)
+        desk.say(peer, Kind.OFFER, seq, codec=desk.codecs.wish)
         return seq
 
     def withdraw(self) -> None:
@@ -54,6 +56,19 @@ class Offering:
             self._desk.tally.busy += 1
             self._end_own(Outcome.BUSY, message.reason)
 
+    def _on_grant(self, peer: PeerId, message: Message) -> None:
+        """r is on its way, and s goes out to meet it."""
+        own = self._desk.own
+        if own is None or not self._is_own(peer, message.seq) or own.out:
+            self._desk.say(peer, Kind.ABORT, message.seq, reason="no such exchange")
+        elif (codec := self._chosen(own, message.codec)) is None:
+            return
+        elif not isinstance(codec, Duplex):
+            self._give_up(own, f"{own.codec} goes in turn, and has no GRANT")
+        elif self._goes_out(own):
+            own.mine = codec.own(self._desk.snapshot())
+            self._desk.say(peer, Kind.VALUES, message.seq, vector=own.mine)
+
     def _on_accept(self, peer: PeerId, message: Message) -> None:
         own = self._desk.own
         if own is None or not self._is_own(peer, message.seq) or own.delta is not None or message.vector is None:
@@ -62,15 +77,45 @@ class Offering:
             self._desk.tally.refused += 1
             self._desk.say(peer, Kind.ABORT, message.seq, reason="your vector is not finite")
             self._end_own(Outcome.GONE, f"vector from {peer} is not finite")
-        elif self._desk.served is not None and self._desk.served.overlapped:
-            self._desk.say(peer, Kind.ABORT, message.seq, reason="a third average would overlap")
+        elif (codec := self._chosen(own, message.codec)) is None:
+            return
+        elif isinstance(codec, Duplex):
+            if own.mine is None:
+                self._give_up(own, "your vector came before your word that it would")
+            else:
+                own.delta = message.vector if message.folded else codec.delta(own.mine, message.vector, peer)
+                own.mine = None
+        elif self._goes_out(own):
+            values, own.delta = codec.second(message.vector, self._desk.snapshot(), peer)
+            self._desk.say(peer, Kind.VALUES, message.seq, vector=values)
+
+    def _chosen(self, own: Own, said: str) -> PairCodec | None:
+        """What the peer has chosen, once and for all; None where it must not, and then the exchange is over."""
+        if not own.codec:
+            own.codec, wrong = self._desk.codecs.chosen(said)
+            if wrong:
+                self._give_up(own, wrong)
+                return None
+            self._desk.tally.goes(own.peer, own.codec)
+        return self._desk.codecs[own.codec]
+
+    def _give_up(self, own: Own, reason: str) -> None:
+        """The peer breaks a rule."""
+        self._desk.say(own.peer, Kind.ABORT, own.seq, reason=reason)
+        self._end_own(Outcome.GONE, f"{own.peer} was told: {reason}")
+
+    def _goes_out(self, own: Own) -> bool:
+        """Whether s may be taken now; if not, the exchange is over."""
+        served = self._desk.served
+        if served is not None and served.overlapped:
+            self._desk.say(own.peer, Kind.ABORT, own.seq, reason="a third average would overlap")
             self._desk.tally.busy += 1
             self._end_own(Outcome.BUSY, "a third average would overlap")
-        else:
-            values, own.delta = self._desk.codec.second(message.vector, self._desk.snapshot(), peer)
-            if self._desk.served is not None:
-                self._desk.served.overlapped = True
-            self._desk.say(peer, Kind.VALUES, message.seq, vector=values)
+            return False
+        if served is not None:
+            served.overlapped = True
+        own.out = True
+        return True
 
     def _on_ready(self, peer: PeerId, message: Message) -> None:
         own = self._desk.own
@@ -79,9 +124,9 @@ class Offering:
             return
         if not self._desk.ledger.commit((peer, self._desk.incarnation, own.seq)):
             self._desk.tally.lost += 1
+        self._desk.say(peer, Kind.COMMIT, own.seq)  # before the own half: the peer applies its half meanwhile
         self._desk.add(own.delta)
         self._desk.tally.active += 1
-        self._desk.say(peer, Kind.COMMIT, own.seq)
         self._end_own(Outcome.DONE, "")
 
     def _on_confirm(self, peer: PeerId, message: Message) -> None:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from shoal.exchange import Settlement
 from shoal.messages import Kind, Message, PeerId
-from shoal.pair_codec import PairCodec
+from shoal.pair_codec import PairCodecs
 from shoal.settling import Outcome, Role
 
 FIRST_PATIENCE_S = 30.0
@@ -35,11 +35,11 @@ class Pairing:
         clock: Callable[[], float],
         rng: random.Random,
         record: Callable[..., None],
-        codec: PairCodec | None = None,
+        codecs: PairCodecs | None = None,
     ) -> None:
         self._clock, self._rng, self._record = clock, rng, record
         self.settlement = Settlement(
-            me, incarnation, snapshot=snapshot, add=add, send=send, ended=self._ended, codec=codec
+            me, incarnation, snapshot=snapshot, add=add, send=send, ended=self._ended, codecs=codecs
         )
         self.seconds = 0.0  # that own averages took
         self._answer: asyncio.Future[Outcome] | None = None

@@ -11,6 +11,7 @@ from typing import Any
 from shoal import logs
 from shoal.errors import SettingsError
 from shoal.fields import parse_address
+from shoal.heap import keep_freed_memory
 from shoal.settings import Settings
 
 log = logging.getLogger("shoal")
@@ -20,6 +21,7 @@ class Process:
     """Made on the event loop. `ended` gets the exit code and why, from whoever is first to say."""
 
     def __init__(self) -> None:
+        keep_freed_memory()
         loop = asyncio.get_running_loop()
         self.ended: asyncio.Future[tuple[int, str]] = loop.create_future()
         self.tasks: dict[str, asyncio.Task[None]] = {}

@@ -86,5 +86,5 @@ def taken_apart(packed: Tensor, count: int, bits: int) -> tuple[int, Tensor, lis
     return seed, scales, [torch.from_numpy(plane.view(np.bool_)) for plane in planes]
 
 
-ONE_BIT_RMS = math.sqrt(2 / math.pi)
-"""Of normal noise: its root mean square over the scale that one bit of it gets."""
+RMS = {1: math.sqrt(2 / math.pi), 2: 0.8825}
+"""Of normal noise: its root mean square over the scale that so many bits of it get."""

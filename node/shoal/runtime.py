@@ -19,15 +19,16 @@ from shoal.algorithms.descent import Schedule, largest_growth, schedule
 from shoal.collective import Collective, check
 from shoal.coordinated import Behind, Coordinated
 from shoal.counting import Counting
+from shoal.element_codecs import pair_codecs
 from shoal.exchange import Settlement
 from shoal.handover import Handover, Model
 from shoal.learner import Counts, Learner
-from shoal.messages import Kind, Message, PeerId
+from shoal.messages import AVERAGES, Kind, Message, PeerId
 from shoal.mixer import Mixer, noise
 from shoal.mixing import Mixing, mixing
-from shoal.pair_codec import Packed
 from shoal.pairing import Pairing
 from shoal.replicas import agreed, fingerprint
+from shoal.rounding import HALVES
 from shoal.rounds import Rounds
 from shoal.settings import Settings
 from shoal.settling import Outcome
@@ -53,8 +54,14 @@ class Host(Protocol):
     def send(self, peer: PeerId, message: Message) -> None:
         """Hand over in order; lost if the connection breaks."""
 
+    def snapshot(self, state: Tensor) -> Tensor:
+        """A copy, where `send` finds it; whoever asks for it lets go of it when it is done."""
+
     def compute(self, work: Callable[[], T], cost: float = 1.0) -> Awaitable[T]:
         """Run `work` beside the loop (a thread, or some virtual seconds); `cost`: minibatch gradients it is worth."""
+
+    def computes(self) -> bool:
+        """Whether something that `compute` was given is not done yet, and uses the model."""
 
     def clock(self) -> float:
         """Seconds, monotonic."""
@@ -85,6 +92,7 @@ class Runtime:
         self.me, self.learner, self.settings, self.host = me, learner, settings, host
         self.state = state
         self.x, self._buffers = state[: learner.model.layout.d], state[learner.model.layout.d :]
+        self._g = torch.empty_like(self.x)  # where gradients are made
         self.rng = random.Random(f"{settings.seed}/{me}")
         self.momentum, self.overlap, self.weight_decay = settings.momentum, settings.overlap, settings.weight_decay
         self.full_lr, self.correction = settings.lr, settings.correction_step if settings.corrected else 0.0
@@ -101,13 +109,13 @@ class Runtime:
         self.pairing = Pairing(
             me,
             incarnation,
-            snapshot=lambda: self.state.clone(),
+            snapshot=lambda: host.snapshot(self.state),
             add=self._add,
             send=host.send,
             clock=host.clock,
             rng=self.rng,
             record=host.record,
-            codec=Packed(state.numel(), draw) if settings.packed and settings.traits.pairs else None,
+            codecs=pair_codecs(settings.codec, state.numel(), draw) if state.dtype == torch.float32 else None,
         )
         self.collective = Collective(me, send=host.send, clock=host.clock)
         self.mixer = Mixer(self.collective, draw)
@@ -286,7 +294,7 @@ class Runtime:
         assert message.vector is not None
         if message.kind is Kind.POST and message.tag is not None and message.tag.purpose != "mix":
             return  # pieces, each checked where it is expected
-        if self.packed and message.vector.dtype == torch.uint8 and message.kind in (Kind.ACCEPT, Kind.VALUES):
+        if message.vector.dtype == torch.uint8 and message.kind in AVERAGES and not message.folded:
             return  # the codec knows
         check(message.vector, self.state.numel(), self.state.dtype, peer, f"vector (task {self.settings.task})")
 
@@ -351,10 +359,14 @@ class Runtime:
         self.host.counted()
 
     async def gradient(self, x: Tensor) -> Tensor:
-        """(d,): the next minibatch's gradient at x as it is now."""
+        """(d,): the next minibatch's gradient at x as it is now; it holds until the next one is asked for."""
         began = self.host.clock()
-        pulled = self.state.clone() if x is self.x else torch.cat((x, self._buffers))
-        result = await self.host.compute(lambda: self.learner.gradient(pulled))
+        pulled: Tensor | None = None
+        if x is self.x and not self.host.computes():
+            self.learner.pull(self.state)
+        else:
+            pulled = torch.cat((x, self._buffers))
+        result = await self.host.compute(lambda: self.learner.gradient(pulled, out=self._g))
         if result.buffers is not None:
             self._buffers.add_(result.buffers)
         self.loss = result.loss if self.loss != self.loss else 0.95 * self.loss + 0.05 * result.loss
@@ -383,7 +395,9 @@ class Runtime:
 
     def mix(self, t: int, y: Tensor) -> Awaitable[Tensor]:
         """(d,): sum_j W_ij y_j, in the order of the ids; posted at once. Buffers are mixed beside it."""
-        return self.begin(self._mixed(self.mixer.full(t, torch.cat((y, self._buffers)))))
+        payload, codec = torch.cat((y, self._buffers)), self.settings.codec
+        mixing = self.mixer.rounded(t, payload, codec) if codec in HALVES else self.mixer.full(t, payload)
+        return self.begin(self._mixed(mixing))
 
     async def _mixed(self, mixing: Awaitable[Tensor]) -> Tensor:
         began = self.host.clock()
@@ -392,7 +406,7 @@ class Runtime:
         return self._taken_apart(total)
 
     async def mix_packed(self, t: int, z: Tensor, bits: int) -> tuple[Tensor, Tensor]:
-        """(sum_j W_ij q_j, own q), q = z in 1 or 2 bits a coordinate. Buffers are mixed beside it, in full."""
+        """(sum_j W_ij q_j, own q), q = z in 1, 2, 4 or 8 bits a coordinate. Buffers are mixed beside it, in full."""
         began = self.host.clock()
         total, q = await self.mixer.packed(t, z, bits, self._buffers)
         self._together_s += self.host.clock() - began

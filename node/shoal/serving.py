@@ -9,6 +9,7 @@ from torch import Tensor
 
 from shoal.ledger import Key
 from shoal.messages import Kind, Message, PeerId
+from shoal.pair_codec import Duplex
 from shoal.settling import Desk, Offer, Outcome, Role, Served
 from shoal.vector import is_finite
 
@@ -49,13 +50,18 @@ class Serving:
 
     def _on_offer(self, peer: PeerId, message: Message) -> None:
         own = self._desk.own
-        offer = Offer(peer, message.initiator, message.seq)
-        if own is not None and own.peer == peer and own.delta is None:
+        codec, unknown = self._desk.codecs.agreed(message.codec)
+        offer = Offer(peer, message.initiator, message.seq, codec)
+        if own is not None and own.peer == peer and not own.out:
             if self._desk.me < peer:
                 return  # both offered at once: the lower id's offer stands, and the peer sees it the same way
             offer.crossed, self._desk.own = True, None
         free, reason = self._may_serve()
-        if free:
+        if unknown:
+            self._desk.say(peer, Kind.REFUSE, message.seq, reason=unknown)
+            if offer.crossed:
+                self._desk.ended(Role.ACTIVE, peer, message.seq, Outcome.GONE, unknown)
+        elif free:
             self._serve(offer)
         elif len(self._desk.held) < MAX_HELD and len(self._desk.ledger.doubts) < MAX_IN_DOUBT:
             self._desk.held.append(offer)
@@ -73,20 +79,27 @@ class Serving:
             return False, f"serving {self._desk.served.peer}"
         if len(self._desk.ledger.doubts) >= MAX_IN_DOUBT:
             return False, f"{len(self._desk.ledger.doubts)} exchanges in doubt"
-        if self._desk.own is not None and self._desk.own.delta is not None:
+        if self._desk.own is not None and self._desk.own.out:
             return False, f"averaging with {self._desk.own.peer}"
         return True, ""
 
     def _serve(self, offer: Offer) -> None:
-        mine = self._desk.snapshot()
-        self._desk.served = Served(offer.peer, offer.initiator, offer.seq, mine, offer.crossed)
-        self._desk.say(offer.peer, Kind.ACCEPT, offer.seq, vector=self._desk.codec.first(mine))
+        codec = self._desk.codecs[offer.codec]
+        if isinstance(codec, Duplex):  # first of all: the peer takes its own while we take ours
+            self._desk.say(offer.peer, Kind.GRANT, offer.seq, codec=offer.codec)
+            sent = mine = codec.own(self._desk.snapshot())
+        else:
+            mine = self._desk.snapshot()
+            sent = codec.first(mine)
+        self._desk.served = Served(offer.peer, offer.initiator, offer.seq, mine, offer.codec, offer.crossed)
+        self._desk.tally.goes(offer.peer, offer.codec)
+        self._desk.say(offer.peer, Kind.ACCEPT, offer.seq, vector=sent, codec=offer.codec)
 
     def serve_held(self) -> None:
         """After whatever has made this node free."""
         while self._desk.held and self._may_serve()[0]:
             offer, own = self._desk.held.pop(0), self._desk.own
-            if own is not None and own.peer == offer.peer and own.delta is None:
+            if own is not None and own.peer == offer.peer and not own.out:
                 offer.crossed, self._desk.own = True, None  # it has ignored that one: its own stands
             self._serve(offer)
 
@@ -104,7 +117,9 @@ class Serving:
             self._desk.say(peer, Kind.REFUSE, message.seq, reason="your vector is not finite")
             self._release(Outcome.GONE, f"vector from {peer} is not finite")
         else:
-            served.delta = self._desk.codec.last(message.vector, served.mine, peer)
+            codec = self._desk.codecs[served.codec]
+            come = codec.delta if isinstance(codec, Duplex) else codec.last
+            served.delta = message.vector if message.folded else come(served.mine, message.vector, peer)
             self._desk.ledger.promise((peer, served.initiator, message.seq))
             self._desk.say(peer, Kind.READY, message.seq)
 
@@ -158,7 +173,7 @@ class Serving:
         served, self._desk.served = self._desk.served, None
         assert served is not None
         if served.delta is not None:
-            self._desk.ledger.doubts[served.peer, served.initiator, served.seq] = served.delta
+            self._desk.ledger.doubts[served.peer, served.initiator, served.seq] = served.delta.clone()
         self._desk.ended(Role.PASSIVE, served.peer, served.seq, outcome, reason)
         if served.crossed:
             self._desk.ended(Role.ACTIVE, served.peer, served.seq, outcome, reason)

@@ -15,11 +15,16 @@ from typing import Any
 from shoal.errors import SettingsError
 from shoal.fields import checked, matches, parse_address, parse_shard, setting
 
-PROTOCOL_VERSION = 1
+PROTOCOL_VERSION = 2
 """Raised when a node could no longer talk to an older one; Hello refuses another number."""
 
 USUAL = {"lr": 0.1, "momentum": 0.0, "precision": "f32", "hash_every": 100}
 """What settings are that neither the user nor the algorithm's traits give."""
+
+CODECS = ("f32", "f16", "bf16", "q8", "q4", "sign")
+"""How models travel, those of more bytes first; of the two with two bytes a coordinate, bf16 counts as the smaller."""
+DIFFERENCES = ("q8", "q4", "sign")
+"""What these leave out is too much for a model as it is: rounds send the difference to what was sent before."""
 
 EXCLUSIVE = ("rounds", "gradients")
 """Two ways to say one thing: at most one may be given."""
@@ -33,7 +38,7 @@ class Traits:
     over: tuple[str, ...] = ("peers",)  # what may carry it, the default first: peers, coordinator
     mixes: bool = False  # by a matrix W over the graph
     pairs: bool = False  # averages in pairs
-    packs: bool = False  # has a codec
+    packs: bool = False  # knows other codecs than f32
     replicas: bool = False  # all members hold the same x, and compare it now and then
     shared: tuple[str, ...] = ()  # what `keep` holds that belongs to x: whoever takes a model takes it, too
     votes: bool = False  # counts signs: no size of anything matters, and weight decay is decoupled
@@ -212,10 +217,10 @@ class Settings:
         False, "a-psgd: divide the step size by the age of a gradient, counted in models.", "run"
     )
     codec: str = setting(
-        "full",
-        "How models travel: full, or packed in 1 to 4 bits a coordinate (ad-psgd, d2, d-psgd).",
+        "f32",
+        "How models travel, from 32 bits a coordinate to 1. ad-psgd: a wish of this node; pairs take the smaller one.",
         "run",
-        choices=("full", "packed"),
+        choices=CODECS,
     )
 
     # --- this node ----------------------------------------------------------------------------------------
@@ -353,11 +358,13 @@ class Settings:
         if self.overlap and not traits.pairs:
             pairs = ", ".join(name for name, traits in ALGORITHMS.items() if traits.pairs)
             raise SettingsError(f"overlap = {self.overlap} is for {pairs}: {self.algorithm} averages no pairs")
-        if self.packed and not traits.packs:
+        if self.codec != "f32" and not traits.packs:
             packs = ", ".join(name for name, traits in ALGORITHMS.items() if traits.packs)
-            raise SettingsError(f"codec = packed is for {packs}; {self.algorithm} has no sound way to pack its vectors")
-        if self.packed and self.precision != "f32":
-            raise SettingsError("codec = packed is for float32: what float64 is wanted for would be lost in packing")
+            why = f"{self.algorithm} has no sound way to pack its vectors"
+            raise SettingsError(f"codec = {self.codec} is for {packs}; {why}")
+        if self.codec != "f32" and self.precision != "f32":
+            why = "what float64 is wanted for would be lost in packing"
+            raise SettingsError(f"codec = {self.codec} is for float32: {why}")
         if self.corrected and not traits.pairs:
             raise SettingsError(f"correction = pairwise is for ad-psgd: {self.algorithm} averages no pairs")
         if self.lazy == "always" and not traits.mixes:
@@ -389,9 +396,9 @@ class Settings:
         return ALGORITHMS[self.algorithm]
 
     @property
-    def packed(self) -> bool:
-        """Whether models travel packed."""
-        return self.codec == "packed"
+    def packed(self) -> str:
+        """The codec, where rounds send differences by it; else empty."""
+        return self.codec if self.traits.mixes and self.codec in DIFFERENCES else ""
 
     @property
     def corrected(self) -> bool:
@@ -424,8 +431,9 @@ class Settings:
         return self.total_rounds(nodes) * nodes if self.gradients is None else self.gradients
 
     def run_document(self) -> dict[str, Any]:
-        """What all members must agree on, as plain values."""
-        return {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.metadata["scope"] == "run"}
+        """What all members must agree on, as plain values. Pairs agree on a codec by themselves."""
+        names = [f.name for f in dataclasses.fields(self) if f.metadata["scope"] == "run"]
+        return {name: getattr(self, name) for name in names if not (name == "codec" and self.traits.pairs)}
 
 
 def fingerprint(document: Mapping[str, Any]) -> str:

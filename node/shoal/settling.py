@@ -1,6 +1,6 @@
 """What the two roles of an average share: its words, what is open and whom to tell. Pure.
 
-`active.py` is the one who offers and decides, `passive.py` the one who serves, `exchange.py` both of one node.
+`offering.py` is the one who offers and decides, `serving.py` the one who serves, `exchange.py` both of one node.
 """
 
 import dataclasses
@@ -11,7 +11,10 @@ from torch import Tensor
 
 from shoal.ledger import Ledger
 from shoal.messages import Kind, Message, PeerId
-from shoal.pair_codec import Full, PairCodec
+from shoal.pair_codec import PairCodecs
+
+CODECS_LIMIT = 256
+"""Neighbours whose codec is told."""
 
 
 class Outcome(enum.Enum):
@@ -35,7 +38,10 @@ class Own:
 
     peer: PeerId
     seq: int
-    delta: Tensor | None = None  # (r - s) / 2, once the peer's ACCEPT came; from then on s is out
+    out: bool = False  # s has been taken, and sent
+    codec: str = ""  # once the peer has chosen
+    mine: Tensor | None = None  # s as it was sent, while r is on its way
+    delta: Tensor | None = None  # (r - s) / 2, once the peer's ACCEPT came
 
 
 @dataclasses.dataclass(slots=True)
@@ -45,6 +51,7 @@ class Offer:
     peer: PeerId
     initiator: int
     seq: int
+    codec: str
     crossed: bool = False  # my own offer to the same peer has become this one
 
 
@@ -55,7 +62,8 @@ class Served:
     peer: PeerId
     initiator: int
     seq: int
-    mine: Tensor  # r
+    mine: Tensor  # r; as it was sent, where s goes at the same time
+    codec: str
     crossed: bool
     delta: Tensor | None = None  # (s - r) / 2 once s has come; from then on it is promised
     overlapped: bool = False
@@ -73,6 +81,14 @@ class Tally:
     refused: int = 0  # vectors of peers that were not finite
     resolved: int = 0  # doubts settled by asking
     lost: int = 0  # exchanges of which only one half may have happened
+    codecs: dict[PeerId, str] = dataclasses.field(default_factory=dict)  # of the last exchange with each, the last last
+
+    def goes(self, peer: PeerId, codec: str) -> None:
+        """An exchange with `peer` travels by that codec."""
+        self.codecs.pop(peer, None)
+        self.codecs[peer] = codec
+        if len(self.codecs) > CODECS_LIMIT:
+            del self.codecs[next(iter(self.codecs))]
 
 
 @dataclasses.dataclass(slots=True)
@@ -85,13 +101,15 @@ class Desk:
     add: Callable[[Tensor], None]
     send: Callable[[PeerId, Message], None]
     ended: Callable[[Role, PeerId, int, Outcome, str], None]
-    codec: PairCodec = dataclasses.field(default_factory=Full)
+    codecs: PairCodecs = dataclasses.field(default_factory=PairCodecs)
     own: Own | None = None
     served: Served | None = None
     held: list[Offer] = dataclasses.field(default_factory=list)
     ledger: Ledger = dataclasses.field(default_factory=Ledger)
     tally: Tally = dataclasses.field(default_factory=Tally)
 
-    def say(self, peer: PeerId, kind: Kind, seq: int, *, reason: str = "", vector: Tensor | None = None) -> None:
+    def say(
+        self, peer: PeerId, kind: Kind, seq: int, *, reason: str = "", vector: Tensor | None = None, codec: str = ""
+    ) -> None:
         """A message about an exchange, under this node's own incarnation."""
-        self.send(peer, Message(kind, seq=seq, initiator=self.incarnation, reason=reason, vector=vector))
+        self.send(peer, Message(kind, seq=seq, initiator=self.incarnation, reason=reason, vector=vector, codec=codec))

@@ -22,7 +22,7 @@ from shoal.data.loading import load_task, local_data
 from shoal.data.task import Data, Place, Task
 from shoal.errors import Diverged, MemberLost, PeerError, SettingsError
 from shoal.learner import Learner, initial_state
-from shoal.messages import Message, PeerId
+from shoal.messages import AVERAGES, Message, PeerId
 from shoal.runtime import Runtime, View
 from shoal.settings import Settings
 
@@ -136,11 +136,17 @@ class SimHost:
     def send(self, peer: PeerId, message: Message) -> None:
         self.world.carry(self.me, peer, message)
 
+    def snapshot(self, state: Tensor) -> Tensor:
+        return state.clone()
+
     async def compute(self, work: Callable[[], T], cost: float = 1.0) -> T:
         result = work()
         jitter = self.world.scenario.jitter
         await asyncio.sleep(cost * self.compute_s * (1 + self.rng.uniform(-jitter, jitter) if jitter else 1))
         return result
+
+    def computes(self) -> bool:
+        return False  # all of the work is done at once, and only its time passes
 
     def clock(self) -> float:
         return self.world.now()
@@ -296,6 +302,8 @@ class World:
         message, breaks = way.messages.popleft()
         if way.link.breaks == breaks and way.link.up:
             self._note("m", way.source, way.to.me, message.kind, message.seq)
+            if message.kind in AVERAGES and message.vector is not None:  # the receiver's to change
+                message = dataclasses.replace(message, vector=message.vector.clone())
             try:
                 way.to.received(way.source, message)
             except PeerError as error:

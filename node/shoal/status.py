@@ -69,6 +69,7 @@ def own_figures(
         "samples": ready.get("samples", 0),
         "histogram": ready.get("histogram", []),
         "exchanges": {"done": done, **tally},
+        "codec": settings.codec,
         "in_doubt": trained.get("in_doubt", 0),
         "averages_per_gradient": done / gradients if gradients else None,
         "bytes_sent": sum(one.sent_bytes for one in counted),

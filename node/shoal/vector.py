@@ -100,17 +100,23 @@ class FlatModel:
         self._gather_buffers()
         return self._flat.clone()
 
+    @property
+    def parameters(self) -> Tensor:
+        """(d,): a view of the trainable parameters as they were loaded."""
+        return self._flat[: self.layout.d]
+
     def carried(self) -> Tensor:
         """(b,): a view of the carried values as the last forward pass left them."""
         self._gather_buffers()
         return self._flat[self.layout.d :]
 
-    def gradient(self, loss: Tensor) -> Tensor:
-        """(d,): the gradient of a scalar loss of this module, in a new tensor; 0 for what the loss does not use."""
+    def gradient(self, loss: Tensor, out: Tensor | None = None) -> Tensor:
+        """(d,): the gradient of a scalar loss of this module, in a new tensor or in `out`; 0 for what the loss does not
+        use. (Memory that is taken anew costs three times what writing to it does.)"""
         # Into .grad views of one flat tensor it would have to be zeroed, added to and cloned: the same time on small
         # models and one more pass over large ones.
         parts = torch.autograd.grad(loss, self._parameters, allow_unused=True, materialize_grads=True)
-        return torch.cat([part.reshape(-1) for part in parts])
+        return torch.cat([part.reshape(-1) for part in parts], out=out)
 
     def train(self, mode: bool) -> None:
         """Training or evaluation mode of the whole module."""

@@ -19,6 +19,7 @@ REASON_LIMIT = 500
 """Characters of a reason, which ends in a log. Our own is cut to it; a longer one that comes is refused."""
 VIEW_LIMIT = 64
 PURPOSE_LIMIT = 32
+CODEC_LIMIT = 16
 HEARD_LIMIT = 64
 """Nodes whose counts a message passes on."""
 NODE_ID_LIMIT = 128
@@ -54,6 +55,7 @@ def encode(message: Message, shape: Shape | None) -> bytes:
         reason=message.reason[:REASON_LIMIT],
         gradients=message.gradients,
         heard=dict(message.heard),
+        codec=message.codec,
     )
     if message.tag is not None:
         tag = message.tag
@@ -82,12 +84,14 @@ def decode(header: bytes) -> tuple[Message, Shape | None]:
     if problem:
         raise BadFrame(problem)
     _bounded("reason", read.reason, REASON_LIMIT)
+    _bounded("codec", read.codec, CODEC_LIMIT)
     message = Message(
         kind=kind,
         seq=read.seq,
         initiator=read.initiator,
         committed=read.committed,
         reason=read.reason,
+        codec=read.codec,
         tag=tag,
         gradients=read.gradients,
         heard=_heard(read) if read.heard else (),

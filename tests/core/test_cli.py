@@ -227,7 +227,8 @@ STATUS: dict[str, Any] = {
         "accuracy": 0.875,
         "samples": 287,
         "histogram": [142, 145, 0],
-        "exchanges": {"done": 130, "busy": 4, "gone": 1},
+        "exchanges": {"done": 130, "busy": 4, "gone": 1, "codecs": {"b-123456": "q8"}},
+        "codec": "f32",
         "bytes_sent": 5_200_000,
         "bytes_received": 512,
         "averages_per_gradient": 1.07,
@@ -302,7 +303,7 @@ def test_the_table_shows_the_node_its_members_and_what_it_waits_for() -> None:
     text = shown(STATUS)
     for part in (
         "a  training  127.0.0.1:5000",
-        "ad-psgd on digits, cpu",
+        "ad-psgd on digits, cpu, codec f32",
         "step 120, 121 gradients, 220 in the shoal",
         "0.8750, of all 0.9000",
         "287 samples, by label [142, 145, 0]",
@@ -314,7 +315,7 @@ def test_the_table_shows_the_node_its_members_and_what_it_waits_for() -> None:
         assert part in text
     (row,) = (line for line in text.splitlines() if "127.0.0.1:5001" in line)
     cells = re.split(r" {2,}", row.strip())
-    assert cells == ["b", "127.0.0.1:5001", "alive", "training", "99", "0.5000", "0.7500", "1.5 ms", "0.2 s"]
+    assert cells == ["b", "127.0.0.1:5001", "alive", "training", "99", "0.5000", "0.7500", "1.5 ms", "0.2 s", "q8"]
 
 
 def test_of_a_coordinator_the_table_shows_rounds_and_votes_or_the_model() -> None:

@@ -1,5 +1,6 @@
 """The settlement of pairwise averages: every message, every refusal, and random histories that never break the sum."""
 
+import dataclasses
 import itertools
 from collections import deque
 
@@ -12,14 +13,31 @@ from torch import Tensor
 
 from shoal.exchange import Settlement
 from shoal.messages import Kind, Message
+from shoal.pair_codec import Full, InTurn, PairCodecs
 from shoal.serving import MAX_IN_DOUBT
-from shoal.settling import Outcome, Role
+from shoal.settling import CODECS_LIMIT, Outcome, Role, Tally
+
+
+class OneAfterTheOther(InTurn):
+    """What is exact, and yet goes in turn."""
+
+    def first(self, r: Tensor) -> Tensor:
+        return r
+
+    def second(self, first: Tensor, s: Tensor, peer: str) -> tuple[Tensor, Tensor]:
+        return s, (first - s) / 2
+
+    def last(self, r: Tensor, second: Tensor, peer: str) -> Tensor:
+        return (second - r) / 2
+
+
+CODECS = {"at once": Full(), "in turn": OneAfterTheOther()}
 
 
 class Party:
     """A settlement with a vector; what it says waits in `out` until the test delivers it."""
 
-    def __init__(self, name: str, x: Tensor, incarnation: int = 1) -> None:
+    def __init__(self, name: str, x: Tensor, incarnation: int = 1, *, codec: str = "at once") -> None:
         self.name, self.x = name, x.clone()
         self.out: deque[tuple[str, Message]] = deque()
         self.ended: list[tuple[Role, str, Outcome]] = []
@@ -30,14 +48,20 @@ class Party:
             add=lambda delta: self.x.add_(delta),
             send=lambda peer, message: self.out.append((peer, message)),
             ended=lambda role, peer, seq, outcome, reason: self.ended.append((role, peer, outcome)),
+            codecs=PairCodecs(codec, CODECS),
         )
 
     def says(self) -> list[Kind]:
         return [message.kind for _, message in self.out]
 
 
-def parties(*names: str) -> list[Party]:
-    return [Party(name, torch.full((3,), float(k))) for k, name in enumerate(names)]
+def copied(message: Message) -> Message:
+    """As it arrives: its vector is the receiver's own."""
+    return message if message.vector is None else dataclasses.replace(message, vector=message.vector.clone())
+
+
+def parties(*names: str, codec: str = "at once") -> list[Party]:
+    return [Party(name, torch.full((3,), float(k)), codec=codec) for k, name in enumerate(names)]
 
 
 def deliver(everyone: list[Party], until: Kind | None = None) -> None:
@@ -49,16 +73,130 @@ def deliver(everyone: list[Party], until: Kind | None = None) -> None:
                 if party.out[0][1].kind is until:
                     return
                 to, message = party.out.popleft()
-                by_name[to].s.received(party.name, message)
+                by_name[to].s.received(party.name, copied(message))
 
 
-def test_an_average_leaves_both_with_the_mean_and_nothing_open() -> None:
-    a, b = parties("a", "b")
+@pytest.mark.parametrize("codec", CODECS)
+def test_an_average_leaves_both_with_the_mean_and_nothing_open(codec: str) -> None:
+    a, b = parties("a", "b", codec=codec)
     a.s.offer("b")
     deliver([a, b])
     assert a.x.tolist() == b.x.tolist() == [0.5, 0.5, 0.5]
     assert a.ended == [(Role.ACTIVE, "b", Outcome.DONE)]
     assert b.ended == [(Role.PASSIVE, "a", Outcome.DONE)]
+    assert a.s.idle
+    assert b.s.idle
+
+
+def test_both_models_are_on_their_way_at_once_where_the_codec_lets_them() -> None:
+    a, b = parties("a", "b")
+    a.s.offer("b")
+    hand(a, b)
+    assert b.says() == [Kind.GRANT, Kind.ACCEPT]
+    hand(b, a)
+    assert a.says() == [Kind.VALUES]  # though r has not come
+    a, b = parties("a", "b", codec="in turn")
+    a.s.offer("b")
+    hand(a, b)
+    assert b.says() == [Kind.ACCEPT]
+
+
+# --- codecs: "in turn" is the one of fewer bytes ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("mine", "theirs"), [("at once", "in turn"), ("in turn", "at once")])
+def test_of_two_wishes_both_ends_take_the_same_and_it_is_the_smaller(mine: str, theirs: str) -> None:
+    a, b = Party("a", torch.zeros(3), codec=mine), Party("b", torch.ones(3), codec=theirs)
+    a.s.offer("b")
+    hand(a, b)
+    assert [(message.kind, message.codec) for _, message in b.out] == [(Kind.ACCEPT, "in turn")]
+    deliver([a, b])
+    assert a.x.tolist() == b.x.tolist() == [0.5, 0.5, 0.5]
+    assert a.s.tally.codecs == {"b": "in turn"}
+    assert b.s.tally.codecs == {"a": "in turn"}
+
+
+def test_a_node_averages_with_each_neighbour_by_the_codec_of_their_edge() -> None:
+    a, b, c = parties("a", "b", "c")
+    c = Party("c", c.x, codec="in turn")
+    for peer in ("b", "c", "b"):
+        a.s.offer(peer)
+        deliver([a, b, c])
+    assert a.s.tally.codecs == {"c": "in turn", "b": "at once"}
+    assert a.x[0] + b.x[0] + c.x[0] == 3
+
+
+def test_crossing_offers_of_unlike_wishes_become_one_average_by_the_smaller() -> None:
+    a, b = Party("a", torch.zeros(3)), Party("b", torch.ones(3), codec="in turn")
+    a.s.offer("b")
+    b.s.offer("a")
+    deliver([a, b])
+    assert a.x.tolist() == b.x.tolist() == [0.5, 0.5, 0.5]
+    assert a.s.tally.codecs == {"b": "in turn"}
+    assert (Role.ACTIVE, "a", Outcome.DONE) in b.ended
+
+
+def test_an_offer_in_an_unknown_codec_is_refused_with_the_known_ones_and_holds_nobody_up() -> None:
+    b, c = parties("b", "c")
+    b.s.received("a", Message(Kind.OFFER, seq=1, initiator=1, codec="zstd"))
+    ((_, answer),) = b.out
+    assert answer.kind is Kind.REFUSE
+    assert answer.reason == "codec 'zstd' is unknown here; known: at once, in turn"
+    b.out.clear()
+    assert b.s.idle
+    c.s.offer("b")
+    deliver([b, c])
+    assert b.ended == [(Role.PASSIVE, "c", Outcome.DONE)]
+
+
+def test_an_offer_in_an_unknown_codec_that_crosses_an_own_one_ends_that_too() -> None:
+    (b,) = parties("b")
+    b.s.offer("a")
+    b.out.clear()
+    b.s.received("a", Message(Kind.OFFER, seq=1, initiator=1, codec="zstd"))
+    assert b.says() == [Kind.REFUSE]
+    assert b.ended == [(Role.ACTIVE, "a", Outcome.GONE)]
+    assert b.s.idle
+
+
+@pytest.mark.parametrize(
+    ("kind", "codec", "reason"),
+    [
+        (Kind.GRANT, "at once", "codec at once has more bytes than in turn, which was asked for"),
+        (Kind.GRANT, "zstd", "codec 'zstd' is unknown here; known: at once, in turn"),
+        (Kind.GRANT, "in turn", "in turn goes in turn, and has no GRANT"),
+        (Kind.ACCEPT, "", "codec at once has more bytes than in turn, which was asked for"),
+    ],
+)
+def test_an_answer_in_a_codec_that_must_not_be_ends_the_average(kind: Kind, codec: str, reason: str) -> None:
+    a = Party("a", torch.zeros(3), codec="in turn")
+    a.s.offer("b")
+    a.out.clear()
+    a.s.received("b", Message(kind, seq=1, codec=codec, vector=torch.ones(3) if kind is Kind.ACCEPT else None))
+    ((_, answer),) = a.out
+    assert (answer.kind, answer.reason) == (Kind.ABORT, reason)
+    assert a.ended == [(Role.ACTIVE, "b", Outcome.GONE)]
+    assert a.s.idle
+    assert a.x.tolist() == [0.0] * 3
+
+
+def test_a_node_remembers_the_codecs_of_so_many_neighbours() -> None:
+    tally = Tally()
+    for k in range(CODECS_LIMIT + 5):
+        tally.goes(f"n{k}", "f32")
+    tally.goes("n7", "sign")
+    assert len(tally.codecs) == CODECS_LIMIT
+    assert list(tally.codecs.items())[-1] == ("n7", "sign")
+    assert "n4" not in tally.codecs
+
+
+def test_a_vector_that_comes_without_its_grant_ends_the_average_on_both_sides() -> None:
+    a, b = parties("a", "b")
+    a.s.offer("b")
+    hand(a, b)
+    b.out.popleft()
+    deliver([a, b])
+    assert a.ended == [(Role.ACTIVE, "b", Outcome.GONE)]
     assert a.s.idle
     assert b.s.idle
 
@@ -78,19 +216,19 @@ def hand(source: Party, to: Party) -> None:
     """The first message that waits at `source`, which is for `to`."""
     name, message = source.out.popleft()
     assert name == to.name
-    to.s.received(source.name, message)
+    to.s.received(source.name, copied(message))
 
 
 def test_who_serves_another_holds_one_more_offer_and_answers_the_next_busy() -> None:
     a, b, c, d = parties("a", "b", "c", "d")
     a.s.offer("b")
-    deliver([a, b], until=Kind.ACCEPT)
+    deliver([a, b], until=Kind.GRANT)
     c.s.offer("b")
     hand(c, b)
-    assert b.says() == [Kind.ACCEPT]
+    assert b.says() == [Kind.GRANT, Kind.ACCEPT]
     d.s.offer("b")
     hand(d, b)
-    assert b.says() == [Kind.ACCEPT, Kind.BUSY]
+    assert b.says() == [Kind.GRANT, Kind.ACCEPT, Kind.BUSY]
     deliver([a, b, c, d])
     assert d.ended == [(Role.ACTIVE, "b", Outcome.BUSY)]
     assert c.ended == [(Role.ACTIVE, "b", Outcome.DONE)]
@@ -101,7 +239,7 @@ def test_an_offer_that_is_held_ends_with_its_connection_or_its_initiators_word()
     for word in ("break", "withdraw"):
         a, b, c = parties("a", "b", "c")
         a.s.offer("b")
-        deliver([a, b], until=Kind.ACCEPT)
+        deliver([a, b], until=Kind.GRANT)
         c.s.offer("b")
         hand(c, b)
         if word == "break":
@@ -119,7 +257,7 @@ def test_an_own_offer_to_a_peer_whose_offer_is_held_becomes_one_exchange_with_it
     a, b, c = parties("a", "b", "c")
     holder, other = (a, b) if order == "lower holds" else (b, a)
     c.s.offer(holder.name)
-    deliver([c, holder], until=Kind.ACCEPT)
+    deliver([c, holder], until=Kind.GRANT)
     other.s.offer(holder.name)
     hand(other, holder)  # held
     holder.s.offer(other.name)
@@ -174,15 +312,15 @@ def test_an_own_offer_accepted_while_another_is_served_goes_on_and_a_second_one_
     a.s.offer("b")
     b.s.offer("c")
     hand(a, b)  # b serves a
-    deliver([b, c, d], until=Kind.ACCEPT)
-    b_to_a = b.out.popleft() if b.out and b.out[0][0] == "a" else None
+    for_a = [(to, message) for to, message in b.out if to == "a"]
+    b.out = deque((to, message) for to, message in b.out if to != "a")
     deliver([b, c])  # and finishes its own with c meanwhile
     assert (Role.ACTIVE, "c", Outcome.DONE) in b.ended
     b.s.offer("d")
     deliver([b, d])
     assert (Role.ACTIVE, "d", Outcome.BUSY) in b.ended  # a third on the snapshot that a has
-    assert b_to_a is not None
-    b.out.append(b_to_a)
+    assert [message.kind for _, message in for_a] == [Kind.GRANT, Kind.ACCEPT]
+    b.out.extend(for_a)
     deliver([a, b, c, d])
     assert all(p.s.idle for p in (a, b, c, d))
     assert sum(p.x[0].item() for p in (a, b, c, d)) == pytest.approx(6.0)
@@ -206,9 +344,15 @@ def test_a_vector_that_is_not_finite_changes_nothing_on_either_side(bad: float) 
     assert d.s.idle
 
 
-@pytest.mark.parametrize("lost", [Kind.OFFER, Kind.ACCEPT, Kind.VALUES, Kind.READY, Kind.COMMIT, Kind.CONFIRM])
-def test_a_break_before_any_message_is_settled_on_both_ends_or_on_neither(lost: Kind) -> None:
-    a, b = parties("a", "b")
+IN_TURN = [Kind.OFFER, Kind.ACCEPT, Kind.VALUES, Kind.READY, Kind.COMMIT, Kind.CONFIRM]
+
+
+@pytest.mark.parametrize(
+    ("codec", "lost"),
+    [*(("in turn", kind) for kind in IN_TURN), *(("at once", kind) for kind in (Kind.GRANT, *IN_TURN))],
+)
+def test_a_break_before_any_message_is_settled_on_both_ends_or_on_neither(codec: str, lost: Kind) -> None:
+    a, b = parties("a", "b", codec=codec)
     a.s.offer("b")
     deliver([a, b], until=lost)
     a.out.clear()
@@ -252,7 +396,7 @@ def test_a_question_before_the_decision_decides_no() -> None:
 
 
 def test_the_initiator_may_withdraw_until_it_commits() -> None:
-    for until in (Kind.OFFER, Kind.ACCEPT, Kind.VALUES, Kind.READY):
+    for until in (Kind.OFFER, Kind.GRANT, Kind.ACCEPT, Kind.VALUES, Kind.READY):
         a, b = parties("a", "b")
         a.s.offer("b")
         deliver([a, b], until=until)
@@ -329,10 +473,13 @@ def test_two_own_exchanges_at_once_are_our_own_mistake() -> None:
 class RandomHistories(RuleBasedStateMachine):
     """Four nodes, any order of offers, deliveries, gradients, breaks, withdrawals and lost patience."""
 
+    codec = "at once"
+
     @initialize()
     def begin(self) -> None:
         self.nodes = {
-            name: Party(name, torch.tensor([float(3**k)], dtype=torch.float64)) for k, name in enumerate("abcd")
+            name: Party(name, torch.tensor([float(3**k)], dtype=torch.float64), codec=self.codec)
+            for k, name in enumerate("abcd")
         }
         self.links = {frozenset(p): True for p in itertools.combinations("abcd", 2)}
         self.drift = 0.0
@@ -355,7 +502,7 @@ class RandomHistories(RuleBasedStateMachine):
         for index, (to, message) in enumerate(node.out):
             if to == peer:
                 del node.out[index]
-                self.nodes[to].s.received(name, message)
+                self.nodes[to].s.received(name, copied(message))
                 return
 
     @rule(name=st.sampled_from("abcd"), by=st.integers(-5, 5))
@@ -408,4 +555,11 @@ class RandomHistories(RuleBasedStateMachine):
         assert all(p.s.in_doubt == p.s.unconfirmed == p.s.tally.lost == 0 for p in self.nodes.values())
 
 
+class RandomHistoriesInTurn(RandomHistories):
+    """The same with a codec whose messages depend on each other."""
+
+    codec = "in turn"
+
+
 TestRandomHistories = RandomHistories.TestCase
+TestRandomHistoriesInTurn = RandomHistoriesInTurn.TestCase

@@ -1,15 +1,16 @@
 """Frames by hand are protobuf's frames, and a stream that breaks the protocol is refused before it costs memory."""
 
 import random
-import zlib
 
+import numpy as np
 import pytest
+from checksum import checksum
 from hypothesis import given
 from hypothesis import strategies as st
 
 from shoal.errors import BadFrame
 from shoal.link import LEAST_SLOT
-from shoal.transport.frames import CHUNK_BYTES, FRAME_LIMIT, HEADER_LIMIT, Assembler, frames
+from shoal.transport.frames import CHUNK_BYTES, FRAME_LIMIT, HEADER_LIMIT, Assembler, Sum, frames, words_of
 from shoal.v1 import node_pb2 as pb
 
 Frame = type[pb.ExchangeRequest] | type[pb.ExchangeResponse]
@@ -27,7 +28,7 @@ def by_protobuf(frame_type: Frame, header: bytes, payload: bytes | None, chunk_b
     if payload is not None:
         starts = range(0, len(payload), chunk_bytes)
         whole += [frame_type(chunk=payload[start : start + chunk_bytes]) for start in starts]
-        whole.append(frame_type(trailer=pb.Trailer(crc32=zlib.crc32(payload))))
+        whole.append(frame_type(trailer=pb.Trailer(sum=checksum(payload, chunk_bytes))))
     return [frame.SerializeToString() for frame in whole]
 
 
@@ -39,7 +40,7 @@ def assembled(assembler: Assembler, stream: list[bytes]) -> list[tuple[bytes, by
         if assembler.wanted is not None:
             assembler.fill(memoryview(bytearray(assembler.wanted)))
         if whole is not None:
-            header, vector = whole
+            header, vector, _ = whole
             found.append((header, None if vector is None else bytes(vector)))
     return found
 
@@ -100,7 +101,7 @@ def test_a_post_that_fits_no_slot_is_refused(expected: int, piece: int, most: in
 
 
 HEADER, FIRST, SECOND, TRAILER = frames(header_of(8), memoryview(b"abcdefgh"), 4)
-WRONG_CRC = pb.ExchangeRequest(trailer=pb.Trailer(crc32=1)).SerializeToString()
+WRONG_CRC = pb.ExchangeRequest(trailer=pb.Trailer(sum=1)).SerializeToString()
 LARGE = pb.Header(kind=pb.MESSAGE_KIND_ABORT, reason="x" * HEADER_LIMIT)
 
 
@@ -117,8 +118,8 @@ LARGE = pb.Header(kind=pb.MESSAGE_KIND_ABORT, reason="x" * HEADER_LIMIT)
         ([HEADER, FIRST, TRAILER], "trailer from node-b after 4 bytes, expected 8 before"),
         ([HEADER, FIRST, SECOND, SECOND], "chunk of 4 bytes from node-b after 8, expected 1 to 0"),
         ([HEADER, b"\x12\x00"], "chunk of 0 bytes from node-b after 0, expected 1 to 8"),
-        ([HEADER, SECOND, FIRST, TRAILER], "vector from node-b has crc32 [0-9a-f]{8}, expected [0-9a-f]{8}"),
-        ([HEADER, FIRST, SECOND, WRONG_CRC], "expected 00000001 by its trailer"),
+        ([HEADER, SECOND, FIRST, TRAILER], "vector from node-b has checksum [0-9a-f]{16}, expected [0-9a-f]{16}"),
+        ([HEADER, FIRST, SECOND, WRONG_CRC], "expected 0000000000000001 by its trailer"),
         ([*frames(header_of(12), None)], r"vector from node-b has 12 bytes \(3 elements\), expected 8 bytes"),
         ([*frames(header_of(2**62), None)], r"vector from node-b has 4611686018427387904 bytes"),
         ([*frames(LARGE.SerializeToString(), None)], r"header from node-b has \d+ bytes, allowed are 16384"),
@@ -170,5 +171,72 @@ def test_one_changed_bit_of_a_payload_never_arrives(nbytes: int, data: st.DataOb
     stream = [bytearray(frame) for frame in frames(header_of(len(payload)), memoryview(payload), 777)]
     chunk = stream[data.draw(st.integers(1, len(stream) - 2))]
     chunk[data.draw(st.integers(3, len(chunk) - 1)) if len(chunk) > 3 else -1] ^= 1 << data.draw(st.integers(0, 7))
-    with pytest.raises(BadFrame, match="crc32"):
+    with pytest.raises(BadFrame, match="checksum"):
         assembled(Assembler("b", len(payload)), [bytes(frame) for frame in stream])
+
+
+# --- folding --------------------------------------------------------------------------------------------------------
+
+
+@given(
+    elements=st.integers(1, 400),
+    chunk_bytes=st.integers(1, 700),
+    after=st.integers(0, 5),
+    seed=st.integers(0, 1000),
+)
+def test_a_vector_is_folded_to_half_its_difference_whenever_that_is_asked_for(
+    elements: int, chunk_bytes: int, after: int, seed: int
+) -> None:
+    """Before the first chunk, between two of whatever size, or not until the last."""
+    draw = np.random.default_rng(seed)
+    theirs, mine = (draw.standard_normal(elements, np.float32) for _ in range(2))
+    stream = list(frames(header_of(theirs.nbytes), memoryview(theirs).cast("B"), chunk_bytes))
+    assembler, buffer = Assembler("b", theirs.nbytes), np.zeros(elements, np.float32)
+    for number, frame in enumerate(stream):
+        if number == min(1 + after, len(stream) - 1):
+            assert assembler.under_way is not None
+            assert assembler.under_way.seq == 300
+            assembler.fold(memoryview(mine).cast("B"))
+        whole = assembler.feed(frame)
+        if assembler.wanted is not None:
+            assembler.fill(memoryview(buffer).cast("B"))
+    assert whole is not None
+    assert whole.folded
+    assert np.array_equal(buffer, (theirs - mine) / 2)
+    assert assembler.under_way is None
+
+
+def test_a_vector_that_is_folded_is_checked_as_it_came() -> None:
+    mine = memoryview(bytes(8))
+    stream = [bytearray(frame) for frame in frames(header_of(8), memoryview(b"abcdefgh"), 4)]
+    stream[2][-1] ^= 1
+    assembler = Assembler("b", 8)
+    assembler.feed(bytes(stream[0]))
+    assembler.fill(memoryview(bytearray(8)))
+    assembler.fold(mine)
+    for frame in stream[1:-1]:
+        assembler.feed(bytes(frame))
+    with pytest.raises(BadFrame, match="checksum"):
+        assembler.feed(bytes(stream[-1]))
+
+
+def test_only_the_vector_that_is_under_way_is_folded() -> None:
+    assembler, buffers = Assembler("b", 4), [bytearray(4), bytearray(4)]
+    for buffer in buffers:
+        for frame in frames(header_of(4), memoryview(b"\0\0\x80?")):  # 1.0
+            whole = assembler.feed(frame)
+            if assembler.wanted is not None:
+                assembler.fill(memoryview(buffer))
+                if buffer is buffers[0]:
+                    assembler.fold(memoryview(b"\0\0\0@"))  # 2.0
+        assert whole is not None
+        assert whole.folded == (buffer is buffers[0])
+    assert [np.frombuffer(buffer, "<f4")[0] for buffer in buffers] == [-0.5, 1.0]
+
+
+@given(st.binary(max_size=3000), st.integers(1, 1000))
+def test_the_checksum_is_that_of_its_definition(payload: bytes, chunk_bytes: int) -> None:
+    total = Sum()
+    for start in range(0, len(payload), chunk_bytes):
+        total.add(words_of(memoryview(payload)[start : start + chunk_bytes]))
+    assert total.total == checksum(payload, chunk_bytes)

@@ -58,6 +58,7 @@ STATUS: dict[str, Any] = {
         "refused": 4,
         "resolved": 7,
         "lost": 8,
+        "codecs": {"node-b": "bf16"},
     },
     "in_doubt": 2,
     "unconfirmed": 3,
@@ -134,7 +135,7 @@ def test_a_scrape_says_what_a_higher_value_means(row: Row, metrics: Metrics) -> 
 
 
 def test_every_count_of_an_exchange_has_its_place() -> None:
-    assert set(STATUS["exchanges"]) == set(TALLY)
+    assert set(STATUS["exchanges"]) == {*TALLY, "codecs"}
     assert {name for name, _ in TALLY.values()} <= set(BY_NAME)
 
 
@@ -211,6 +212,7 @@ def test_two_nodes_in_one_process_do_not_share_values(metrics: Metrics) -> None:
         ("shoal_members", {"state": "suspect"}, 0),
         ("shoal_members", {"state": "gone"}, 1),
         ("shoal_peer_rtt_seconds", {"peer": "node-b"}, 0.002),
+        ("shoal_peer_codec", {"peer": "node-b", "codec": "bf16"}, 1),
         ("shoal_label_samples", {"label": "0"}, 12),
         ("shoal_refused_total", {"reason": "BadVector"}, 1),
         ("shoal_heartbeats_total", {"direction": "received"}, 4),
@@ -254,6 +256,13 @@ def test_a_neighbour_that_is_gone_loses_its_series(metrics: Metrics) -> None:
     metrics.from_members(published(member("node-b", "gone"), member("node-c", rtt_s=0.5)))
     peers = {s.labels["peer"]: s.value for s in samples(metrics) if s.name == "shoal_peer_rtt_seconds"}
     assert peers == {"node-c": 0.5}
+
+
+def test_a_neighbour_has_the_series_of_one_codec(metrics: Metrics) -> None:
+    metrics.from_status(STATUS)
+    metrics.from_status({"exchanges": {"codecs": {"node-b": "sign", "node-c": "f32"}}})
+    found = {(s.labels["peer"], s.labels["codec"]): s.value for s in samples(metrics) if s.name == "shoal_peer_codec"}
+    assert found == {("node-b", "sign"): 1, ("node-c", "f32"): 1}
 
 
 def test_the_series_of_neighbours_are_bounded(metrics: Metrics) -> None:

@@ -66,10 +66,11 @@ def test_its_mean_over_many_rotations_is_what_went(bits: int) -> None:
     assert (total / tries - z).abs().max() < 5 * deviation / math.sqrt(tries)
 
 
-def test_the_scale_of_one_bit_tells_how_large_normal_noise_is() -> None:
+@pytest.mark.parametrize("bits", [1, 2])
+def test_a_scale_tells_how_large_normal_noise_is(bits: int) -> None:
     z = 3.0 * torch.randn(50 * BLOCK, generator=draw())
-    _, scales = quantiser.unpack(quantiser.pack(z, 1, draw()), 1, len(z), "b")
-    assert float(scales.mean()) * quantiser.ONE_BIT_RMS == pytest.approx(3.0, rel=0.03)
+    _, scales = quantiser.unpack(quantiser.pack(z, bits, draw()), bits, len(z), "b")
+    assert float(scales.mean()) * quantiser.RMS[bits] == pytest.approx(3.0, rel=0.02)
 
 
 @pytest.mark.parametrize("scale", [math.nan, math.inf, -0.5])

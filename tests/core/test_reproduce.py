@@ -176,7 +176,7 @@ def test_on_the_front_are_those_that_no_other_beats_in_loss_and_bytes() -> None:
 
 def test_every_algorithm_is_in_the_picture_of_all() -> None:
     assert set(ALGORITHMS) <= set(methods(quick=False))
-    assert "d2 packed" in methods(quick=False)
+    assert "d2 sign" in methods(quick=False)
 
 
 def test_with_a_constant_step_size_the_controls_of_d2_are_one_recursion() -> None:
@@ -190,8 +190,8 @@ def test_with_a_constant_step_size_the_controls_of_d2_are_one_recursion() -> Non
 def test_methods_differ_in_colour_and_shape_and_packed_ones_keep_theirs() -> None:
     looks = {(pictures.colour(a), pictures.marker(a)) for a in ALGORITHMS}
     assert len(looks) == len(ALGORITHMS)
-    assert pictures.colour("d2 packed") == pictures.colour("d2") == pictures.colour("d2, lr .5")
-    assert pictures.title("ad-psgd packed") == "AD-PSGD packed"
+    assert pictures.colour("d2 sign") == pictures.colour("d2") == pictures.colour("d2, lr .5")
+    assert pictures.title("ad-psgd sign") == "AD-PSGD sign"
 
 
 def test_a_picture_is_a_png(tmp_path: Path) -> None:
@@ -283,8 +283,8 @@ def test_a_slow_worker_of_a_run_is_that_of_its_scenario() -> None:
 def test_a_packed_run_that_ends_worse_than_in_full_is_shown() -> None:
     runs = {
         ("iid", "d2"): [outcome(1.0)],
-        ("iid", "d2 packed"): [outcome(1.05)],
+        ("iid", "d2 sign"): [outcome(1.05)],
         ("labels:2", "d2"): [outcome(1.0)],
-        ("labels:2", "d2 packed"): [outcome(1.0), outcome(2.0)],
+        ("labels:2", "d2 sign"): [outcome(1.0), outcome(2.0)],
     }
-    assert lost_in_packing(runs) == ["labels:2: D2 packed ends at 1.5 (seeds: 1, 2), in full at 1"]
+    assert lost_in_packing(runs) == ["labels:2: D2 sign ends at 1.5 (seeds: 1, 2), in full at 1"]

@@ -8,6 +8,7 @@ import pytest
 import torch
 from small_tasks import Line, learner
 
+from shoal.errors import BadVector
 from shoal.messages import Kind, Message
 from shoal.pairing import FIRST_PATIENCE_S
 from shoal.runtime import Runtime, View
@@ -26,8 +27,14 @@ class Host:
     def send(self, peer: str, message: Message) -> None:
         self.sent.append((peer, message.kind))
 
+    def snapshot(self, state: torch.Tensor) -> torch.Tensor:
+        return state.clone()
+
     def compute(self, work: Callable[[], T], cost: float = 1.0) -> Awaitable[T]:
         raise NotImplementedError
+
+    def computes(self) -> bool:
+        return False
 
     def clock(self) -> float:
         return self.now
@@ -51,12 +58,12 @@ class Host:
 class Worker:
     """Worker b, which is done with its part and serves a, c and d."""
 
-    def __init__(self, **options: Any) -> None:
+    def __init__(self, *, state: torch.dtype = torch.float32, **options: Any) -> None:
         self.host = Host()
         made = learner(Line())
         self.d = made.model.layout.d
         settings = Settings(algorithm="ad-psgd", rounds=1, **options)
-        self.runtime = Runtime("b", 1, made, torch.zeros(self.d), settings, self.host)
+        self.runtime = Runtime("b", 1, made, torch.zeros(self.d, dtype=state), settings, self.host)
         for peer in "acd":
             self.runtime.up(peer)
 
@@ -148,18 +155,42 @@ async def test_who_is_about_to_leave_settles_what_it_serves_and_begins_nothing(b
         await asked
 
 
+# --- codecs ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("folded", [True, False])
+async def test_packed_bytes_on_an_edge_that_packs_nothing_are_refused_by_name(b: Worker, folded: bool) -> None:
+    assert b.hears("a", Kind.OFFER) == [("a", Kind.GRANT), ("a", Kind.ACCEPT)]
+    packed = torch.zeros(4 * b.d, dtype=torch.uint8)
+    with pytest.raises(BadVector, match=f"from a has {4 * b.d}"):
+        b.runtime.received("a", Message(Kind.VALUES, seq=1, initiator=1, vector=packed, folded=folded))
+
+
+async def test_a_double_precision_run_knows_one_codec() -> None:
+    worker = Worker(precision="f64", state=torch.float64)
+    await worker.runtime.run()
+    worker.runtime.received("a", Message(Kind.OFFER, seq=1, initiator=1, codec="q8"))
+    assert worker.host.sent == [("a", Kind.REFUSE)]
+    worker.runtime.received("a", Message(Kind.OFFER, seq=2, initiator=1))
+    assert worker.host.sent[1:] == [("a", Kind.GRANT), ("a", Kind.ACCEPT)]
+
+
 # --- patience -------------------------------------------------------------------------------------------------------
 
 
 async def test_an_initiator_that_says_nothing_more_gives_way_to_another(b: Worker) -> None:
-    assert b.hears("a", Kind.OFFER) == [("a", Kind.ACCEPT)]
-    assert b.hears("c", Kind.OFFER, at_s=FIRST_PATIENCE_S + 1) == [("a", Kind.REFUSE), ("c", Kind.ACCEPT)]
+    assert b.hears("a", Kind.OFFER) == [("a", Kind.GRANT), ("a", Kind.ACCEPT)]
+    assert b.hears("c", Kind.OFFER, at_s=FIRST_PATIENCE_S + 1) == [
+        ("a", Kind.REFUSE),
+        ("c", Kind.GRANT),
+        ("c", Kind.ACCEPT),
+    ]
 
 
 async def test_the_time_of_an_offer_that_was_held_counts_from_its_turn(b: Worker) -> None:
-    assert b.hears("a", Kind.OFFER) == [("a", Kind.ACCEPT)]
+    assert b.hears("a", Kind.OFFER) == [("a", Kind.GRANT), ("a", Kind.ACCEPT)]
     assert b.hears("c", Kind.OFFER, at_s=1) == []
-    assert b.hears("a", Kind.ABORT, at_s=FIRST_PATIENCE_S - 1) == [("c", Kind.ACCEPT)]
+    assert b.hears("a", Kind.ABORT, at_s=FIRST_PATIENCE_S - 1) == [("c", Kind.GRANT), ("c", Kind.ACCEPT)]
     assert b.hears("d", Kind.OFFER, at_s=FIRST_PATIENCE_S + 1) == []
     assert b.runtime.settlement.serving == ("c", 1)
     b.hears("d", Kind.ABORT)

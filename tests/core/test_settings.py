@@ -7,7 +7,7 @@ import pytest
 
 from shoal.errors import SettingsError
 from shoal.fields import checked, field_type, parse_address, parse_shard
-from shoal.settings import ALGORITHMS, Settings, differing_keys, field, fingerprint
+from shoal.settings import ALGORITHMS, CODECS, Settings, differing_keys, field, fingerprint
 
 
 def refusal(**values: object) -> str:
@@ -153,6 +153,23 @@ def test_the_run_document_holds_run_settings_only() -> None:
 def test_nodes_that_differ_only_in_their_own_business_have_one_fingerprint() -> None:
     ours, theirs = (Settings(name=name, threads=k, shard=f"{k}/5") for k, name in ((1, "a"), (2, "b")))
     assert fingerprint(ours.run_document()) == fingerprint(theirs.run_document())
+
+
+def test_pairs_may_have_unlike_codecs_and_rounds_may_not() -> None:
+    for algorithm, same in (("ad-psgd", True), ("d2", False), ("d-psgd", False)):
+        ours, theirs = (Settings(algorithm=algorithm, codec=codec).run_document() for codec in ("f32", "q8"))
+        assert (fingerprint(ours) == fingerprint(theirs)) is same, algorithm
+
+
+@pytest.mark.parametrize("old", ["full", "packed"])
+def test_a_codec_that_is_not_known_is_refused_with_the_known_ones(old: str) -> None:
+    assert refusal(codec=old) == f"unknown codec {old!r}; known: f32, f16, bf16, q8, q4, sign"
+
+
+@pytest.mark.parametrize("codec", [codec for codec in CODECS if codec != "f32"])
+def test_every_codec_is_for_the_algorithms_that_pack_and_for_float32(codec: str) -> None:
+    assert refusal(algorithm="allreduce-sgd", codec=codec).startswith(f"codec = {codec} is for ad-psgd, d-psgd, d2;")
+    assert refusal(codec=codec, precision="f64").startswith(f"codec = {codec} is for float32")
 
 
 def test_a_fingerprint_depends_on_content_and_not_on_order() -> None:

@@ -14,6 +14,7 @@ from shoal.transport.frames import HEADER_LIMIT
 from shoal.v1 import node_pb2 as pb
 from shoal.wire import (
     CARRIES_TAG,
+    CODEC_LIMIT,
     ELEMENT_BYTES,
     HEARD_LIMIT,
     NODE_ID_LIMIT,
@@ -48,6 +49,7 @@ def messages(draw: st.DrawFn) -> tuple[Message, Shape | None]:
         tag=tag,
         gradients=draw(uint64),
         heard=tuple(sorted(draw(st.dictionaries(st.text(max_size=NODE_ID_LIMIT), uint64, max_size=5)).items())),
+        codec=draw(st.text(max_size=CODEC_LIMIT)),
     )
     shape = Shape(draw(st.integers(0, 2**40)), draw(st.sampled_from(sorted(ELEMENT_BYTES))))
     return message, shape if kind in CARRIES_VECTOR else None
@@ -88,7 +90,8 @@ def test_an_own_reason_is_cut_to_what_the_other_end_takes() -> None:
 def test_the_longest_message_fits_into_a_frame() -> None:
     counts = tuple((f"{n:0{NODE_ID_LIMIT}}", 2**64 - 1) for n in range(HEARD_LIMIT))
     tag = Tag(view="€" * VIEW_LIMIT, round=2**64 - 1, purpose="€" * PURPOSE_LIMIT, step=2**32 - 1)
-    message = Message(Kind.POST, 2**64 - 1, 2**64 - 1, True, "€" * REASON_LIMIT, tag, 2**64 - 1, counts)
+    codec = "€" * CODEC_LIMIT
+    message = Message(Kind.POST, 2**64 - 1, 2**64 - 1, True, "€" * REASON_LIMIT, tag, 2**64 - 1, counts, codec=codec)
     assert len(encode(message, Shape(2**60, "f32"))) <= HEADER_LIMIT
 
 

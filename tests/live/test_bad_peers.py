@@ -34,7 +34,7 @@ class Another(Task):
 # --- peers that do not fit --------------------------------------------------------------------------------------------
 
 NEXT_PROTOCOL = (
-    "import sys; from shoal import hello; hello.PROTOCOL_VERSION = 2; from shoal.cli import main; sys.exit(main())"
+    "import sys; from shoal import hello; hello.PROTOCOL_VERSION = 3; from shoal.cli import main; sys.exit(main())"
 )
 
 
@@ -46,7 +46,7 @@ def test_nodes_that_do_not_fit_are_refused_by_name_and_harm_nobody(tmp_path: Pat
         shoal.until_step(5, *pair)
         misfits = {
             "classes: node-1-": shoal.start("task", task=f"{tmp_path / 'another.py'}:Another"),
-            "protocol 2": shoal.start("protocol", entry=("-c", NEXT_PROTOCOL)),
+            "protocol 3": shoal.start("protocol", entry=("-c", NEXT_PROTOCOL)),
             "of shoal 'elsewhere'": shoal.start("elsewhere", shoal="elsewhere"),
             "lr: node-1-": shoal.start("run", lr=0.3),
         }
@@ -90,9 +90,9 @@ async def test_vectors_that_cannot_be_change_nothing(tmp_path: Path, monkeypatch
             bad.answer(await gate.offer(bad), Kind.ACCEPT, whole, dtype_unknown)
             await said(shoal, node, "ACCEPT with a vector of unknown dtype 9; known: f32, f64, u8")
             with monkeypatch.context() as patched:
-                patched.setattr(frames.zlib, "crc32", lambda *_: 1)
-                bad.answer(await gate.offer(bad), Kind.ACCEPT, whole)
-                await said(shoal, node, "vector from puppet-000000 has crc32 ")
+                patched.setattr(frames.Sum, "add", lambda *_: None)
+                bad.answer(await gate.offer(bad), Kind.ACCEPT, whole + 1)
+                await said(shoal, node, "vector from puppet-000000 has checksum ")
             for value in (math.nan, math.inf):
                 bad.answer(await gate.offer(bad), Kind.ACCEPT, torch.full_like(whole, value))
                 assert (await bad.messages.get()).header.reason == "your vector is not finite"

@@ -51,7 +51,7 @@ def seen_at_every_moment(settings: Settings) -> list[tuple[int, dict[str, Tensor
         ("d-psgd", MOMENTUM),
         ("d2", {}),
         ("d2", MOMENTUM),
-        ("d2", {"codec": "packed"}),
+        ("d2", {"codec": "sign"}),
         ("svrg", {"batch": 64}),
         ("katyusha-x", {"batch": 64}),
     ],

@@ -2,7 +2,7 @@
 memory; without compression it is W (x - lr g), D-PSGD with the gradient mixed as well, which a test holds).
 
     y = x - lr g
-    q = C(y - H)                       two bits a coordinate, without bias
+    q = C(y - H)                       two bits a coordinate, without bias; four or eight
     H <- H + q;   HW <- HW + w         w = sum_j W_ij q_j, HW = sum_j W_ij H_j
     x = y + c (HW - H)
 
@@ -15,7 +15,7 @@ not.
 from shoal.algorithms.descent import direction, keep_direction
 from shoal.algorithms.worker import Worker
 
-BITS = 2
+BITS = {"q8": 8, "q4": 4, "sign": 2}
 
 
 async def choco(me: Worker) -> None:
@@ -28,7 +28,7 @@ async def choco(me: Worker) -> None:
         u = direction(me, g)
         y = me.x.sub(u, alpha=me.lr)
         if known[0]:
-            w, q = await me.mix_packed(t, y.sub(H), BITS)
+            w, q = await me.mix_packed(t, y.sub(H), BITS[me.packed])
             H.add_(q)
             HW.add_(w)
             x = y.add(HW).sub_(H)

@@ -2,7 +2,7 @@
 re-derived; with no compression it is `d2.py`, which a test holds).
 
     y = x - lr (g - h)
-    q = C(y - H)                       one bit a coordinate, without bias
+    q = C(y - H)                       one bit a coordinate, without bias; four or eight
     z = (W Y)_i - Y_i, Y_j = H_j + q_j    known to everybody's neighbours: w = sum_j W_ij q_j, HW = sum_j W_ij H_j
     x = y + z;   h <- h + z / lr;   H <- H + a q;   HW <- HW + a w
 
@@ -15,7 +15,7 @@ from shoal.algorithms.descent import direction, keep_direction
 from shoal.algorithms.worker import Worker
 
 A = 0.2
-BITS = 1
+BITS = {"q8": 8, "q4": 4, "sign": 1}
 TINY = 1e-3
 """As in `d2.py`: below this part of the largest step size so far, h rests."""
 
@@ -34,7 +34,7 @@ async def lead(me: Worker) -> None:
         u = direction(me, g)
         y = me.x.sub(u.sub(h), alpha=lr)
         if known[0]:
-            w, q = await me.mix_packed(t, y.sub(H), BITS)
+            w, q = await me.mix_packed(t, y.sub(H), BITS[me.packed])
             x = y.add(HW).add_(w).sub_(H).sub_(q)
             H.add_(q, alpha=A)
             HW.add_(w, alpha=A)

@@ -29,8 +29,8 @@ class Worker(Protocol):
     """Largest step of AD-PSGD's dual variable; 0: none."""
     full_lr: float
     """The step size where the schedule's factor is 1."""
-    packed: bool
-    """Whether models are to travel packed."""
+    packed: str
+    """The codec by which differences are to travel in place of models: q8, q4 or sign; empty: none."""
     batch: int
     seed: int
     """The run's, the same on every member."""
@@ -82,7 +82,8 @@ class Worker(Protocol):
         """One gradient has been applied to x. Call it in the same breath, with no await between."""
 
     def gradient(self, x: Tensor) -> Awaitable[Tensor]:
-        """(d,): the next minibatch's gradient at x as it is at the call, weight decay included."""
+        """(d,): the next minibatch's gradient at x as it is at the call, weight decay included. It holds until the next
+        one is asked for."""
 
     def full_gradient(self, x: Tensor) -> Awaitable[Tensor]:
         """(d,): at x, the mean over all own samples."""
@@ -94,7 +95,7 @@ class Worker(Protocol):
         """(d,): sum_j W_ij y_j of round t."""
 
     def mix_packed(self, t: int, z: Tensor, bits: int) -> Awaitable[tuple[Tensor, Tensor]]:
-        """(sum_j W_ij q_j, own q), each (d,), where q_j is z_j packed in 1 or 2 bits a coordinate, without bias."""
+        """(sum_j W_ij q_j, own q), each (d,), where q_j is z_j packed in 1, 2, 4 or 8 bits a coordinate."""
 
     def mean(self, t: int, y: Tensor, step: int = 0) -> Awaitable[Tensor]:
         """(d,): the mean of all members' y; `step` counts the means of round t. The same bits on every member."""

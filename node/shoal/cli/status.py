@@ -22,7 +22,7 @@ REFRESH_S = 1.0
 MAX_BYTES = 8 << 20
 """Of an answer: 10,000 members at 800 bytes each. More is refused before it is read."""
 
-MEMBER_COLUMNS = ("name", "address", "state", "phase", "gradients", "loss", "accuracy", "rtt", "heard")
+MEMBER_COLUMNS = ("name", "address", "state", "phase", "gradients", "loss", "accuracy", "rtt", "heard", "codec")
 PIPE_WIDTH = 160
 """Characters of a line that goes to a file or another program: nothing is cut off there."""
 
@@ -127,7 +127,8 @@ def _node_table(status: dict[str, Any]) -> Table:
     members = _list(view, "members") or _list(status, "members")
     rows = {
         "node": f"{_text(node, 'name')}  {_text(node, 'phase')}  {_text(node, 'address')}",
-        "training": f"{_text(node, 'algorithm')} on {_text(node, 'task')}, {_text(node, 'device')}",
+        "training": f"{_text(node, 'algorithm')} on {_text(node, 'task')}, {_text(node, 'device')},"
+        f" codec {_text(node, 'codec')}",
         "progress": f"step {_text(node, 'step')}, {_text(node, 'gradients')} gradients,"
         f" {_text(shoal, 'gradients')} in the shoal",
         "loss": _number(node.get("loss"), ".4f"),
@@ -172,6 +173,7 @@ def _rows(rows: dict[str, str]) -> Table:
 
 def _member_table(status: dict[str, Any]) -> Table:
     table = Table(*MEMBER_COLUMNS, header_style="bold", box=None, pad_edge=False)
+    codecs = _dict(_dict(_dict(status, "node"), "exchanges"), "codecs")
     for member in _list(status, "members"):
         if not isinstance(member, dict):
             continue
@@ -180,6 +182,7 @@ def _member_table(status: dict[str, Any]) -> Table:
         cells += [_number(member.get("loss"), ".4f"), _number(member.get("accuracy"), ".4f")]
         cells.append(_number(rtt * 1000 if _is_number(rtt) else None, ".1f", " ms"))
         cells.append(_number(member.get("heard_s_ago"), ".1f", " s"))
+        cells.append(_text(codecs, str(member.get("id"))))
         gone = member.get("state") in ("suspect", "gone")
         table.add_row(*(Text(cell) for cell in cells), style="red" if gone else "")
     return table

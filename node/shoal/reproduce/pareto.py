@@ -21,7 +21,7 @@ PARAMETERS, ROWS = 4810, 1437
 """Of the digits' perceptron; training samples."""
 POINTS = 20
 TARGET, LEAST = 0.3, 7.5
-SMALL = ("signsgd", "signum", "ef-signsgd", "ad-psgd packed", "d2 packed", "d-psgd packed")
+SMALL = ("signsgd", "signum", "ef-signsgd", "ad-psgd sign", "d2 sign", "d-psgd sign")
 """Methods that send few bits."""
 
 Found = dict[tuple[str, str], list[Outcome]]
@@ -30,8 +30,8 @@ Found = dict[tuple[str, str], list[Outcome]]
 def methods(quick: bool) -> list[str]:
     """All algorithms, and those with a codec once more."""
     if quick:
-        return ["allreduce-sgd", "ef-signsgd", "d2 packed"]
-    return [*ALGORITHMS, *(f"{name} packed" for name, traits in ALGORITHMS.items() if traits.packs)]
+        return ["allreduce-sgd", "ef-signsgd", "d2 sign"]
+    return [*ALGORITHMS, *(f"{name} sign" for name, traits in ALGORITHMS.items() if traits.packs)]
 
 
 def experiment(lab: Lab) -> Finding:
@@ -75,7 +75,7 @@ def _grid(method: str) -> tuple[float, ...]:
 def _run(method: str, partition: str, lr: float, rounds: int = ROUNDS) -> Run:
     name = pictures.method(method)
     traits = ALGORITHMS[name]
-    settings: dict[str, Any] = {"codec": "packed"} if method != name else {}
+    settings: dict[str, Any] = {"codec": "sign"} if method != name else {}
     if traits.finite_sum:  # a round is an epoch there
         b = WORKERS * DIGITS["batch"]  # type: ignore[operator]
         rounds = max(1, round(rounds * b / (ROWS * passes(ROWS, b))))
@@ -118,7 +118,7 @@ def lost_in_packing(found: Found) -> list[str]:
     lost = []
     for (partition, method), outcomes in found.items():
         full = found.get((partition, pictures.method(method)))
-        if "packed" in method and full and mean(outcomes, "loss") > 1.1 * mean(full, "loss"):
+        if method.endswith(" sign") and full and mean(outcomes, "loss") > 1.1 * mean(full, "loss"):
             seeds = ", ".join(f"{o.loss:.3g}" for o in outcomes)
             what = f"{pictures.title(method)} ends at {mean(outcomes, 'loss'):.3g} (seeds: {seeds})"
             lost.append(f"{partition}: {what}, in full at {mean(full, 'loss'):.3g}")

@@ -36,7 +36,7 @@ MARKERS = "osD^vPX*<>"
 
 
 def method(name: str) -> str:
-    """`d2` of `d2 packed` and of `d2, lr .5`."""
+    """`d2` of `d2 sign` and of `d2, lr .5`."""
     return name if name in COLOURS else re.split("[ ,]", name)[0]
 
 
@@ -78,8 +78,8 @@ def picture(path: Path, heading: str, columns: int = 1, rows: int = 1) -> Iterat
 
 
 def line(axis: Any, name: str, xs: Sequence[float], ys: Sequence[float], **style: Any) -> None:
-    """One method's curve. Packed forms are dashed."""
-    dashes = "--" if "packed" in name else "-"
+    """One method's curve. Forms in one bit are dashed."""
+    dashes = "--" if name.endswith(" sign") else "-"
     given = {"color": colour(name), "marker": marker(name), "ms": 4, "lw": 1.6, "ls": dashes, "label": title(name)}
     axis.plot(xs, ys, **{**given, **style})
 

@@ -12,8 +12,8 @@ from shoal.reproduce.runs import DIGITS, Outcome, Run, mean, row
 from shoal.simulation import Scenario
 
 VOTE, MEAN = "signum", "allreduce-sgd"
-GRID = {VOTE: (0.001, 0.003, 0.009, 0.027), MEAN: (0.03, 0.09, 0.27, 0.81)}
-"""Four step sizes a factor of three apart for either, around its usual one."""
+GRID = {VOTE: (0.001, 0.003, 0.009, 0.027, 0.081), MEAN: (0.03, 0.09, 0.27, 0.81, 2.43)}
+"""Five step sizes a factor of three apart for either, around its usual one."""
 VOTERS = (1, 3, 7, 15)
 SKEWED_LR = {VOTE: 0.003, MEAN: 0.5, "ef-signsgd": 0.5}
 ROUNDS = 600

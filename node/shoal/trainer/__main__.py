@@ -9,6 +9,7 @@ import socket
 import sys
 import threading
 import traceback
+from typing import NoReturn
 
 import torch
 
@@ -73,15 +74,20 @@ async def linger(channel: Channel) -> None:
                 pass
 
 
-if __name__ == "__main__":
+def run(control_fd: int, memory_fd: int) -> NoReturn:
+    """The process, to its end."""
     for number in (signal.SIGINT, signal.SIGTERM):  # service managers send it to every process; the daemon decides
         signal.signal(number, signal.SIG_IGN)
     code = 1
     try:
-        asyncio.run(main(int(sys.argv[1]), int(sys.argv[2])))
+        asyncio.run(main(control_fd, memory_fd))
         code = 0
     except Exception:
         traceback.print_exc()
     finally:
         sys.stderr.flush()
         os._exit(code)  # a gradient that is still being computed must not keep the process
+
+
+if __name__ == "__main__":
+    run(int(sys.argv[1]), int(sys.argv[2]))

@@ -7,11 +7,13 @@ import itertools
 import math
 import time
 import traceback
+import weakref
 from collections.abc import Callable, Coroutine
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TypeVar
 
+import numpy as np
 import torch
 
 from shoal import wire
@@ -23,7 +25,7 @@ from shoal.fields import parse_shard
 from shoal.history import History
 from shoal.learner import Counts, Learner, initial_state
 from shoal.link import LEAST_SLOT, RECEIVE, TRANSMIT, Channel, Packet, Segment
-from shoal.messages import Kind, Message, PeerId
+from shoal.messages import AVERAGES, Kind, Message, PeerId
 from shoal.runtime import Runtime, View
 from shoal.settings import Settings
 from shoal.trainer.keeper import Keeper
@@ -68,10 +70,11 @@ class TrainerHost:
         segment = Segment(memory_fd)
         self.slot_bytes = max(LEAST_SLOT, state.nbytes)
         segment.size(self.slot_bytes, TRANSMIT + RECEIVE)
-        self.outbox = Outbox(channel, segment)
+        self.outbox = Outbox(channel, segment, fold=state.dtype == torch.float32)
         received = range(TRANSMIT, TRANSMIT + RECEIVE)
         self._received = {k: torch.frombuffer(segment.slot(k), dtype=torch.uint8) for k in received}
         self._computing = ThreadPoolExecutor(1, thread_name_prefix="compute")
+        self._given: list[Future[Any]] = []  # to the second thread
         self._connections: dict[PeerId, int] = {}  # connection numbers
         self._others: dict[PeerId, int] = {}  # gradients, the most that was heard of
         self._work: asyncio.Task[None] | None = None  # the algorithm, later the forming of the mean
@@ -89,6 +92,14 @@ class TrainerHost:
             heard = self._passed_on() if message.kind in (Kind.OFFER, Kind.ACCEPT) else ()
             self.outbox.send(peer, conn, dataclasses.replace(message, gradients=self.runtime.gradients, heard=heard))
 
+    def snapshot(self, state: torch.Tensor) -> torch.Tensor:
+        """In shared memory, if there is room."""
+        lent = self.outbox.lend(state)
+        if lent is None:
+            return state.clone()
+        np.copyto(lent.numpy(), state.numpy())  # faster than torch's copy on one thread
+        return lent
+
     def _passed_on(self) -> tuple[tuple[PeerId, int], ...]:
         """The counts of others that were learnt last. They spread with the averages: heartbeats alone are late by many
         gradients."""
@@ -96,7 +107,14 @@ class TrainerHost:
 
     async def compute(self, work: Callable[[], T], cost: float = 1.0) -> T:
         """In the second thread, one piece of work at a time, so that this loop answers peers meanwhile."""
-        return await asyncio.get_running_loop().run_in_executor(self._computing, self._paced, work, cost)
+        given = self._computing.submit(self._paced, work, cost)
+        self._given.append(given)
+        return await asyncio.wrap_future(given)
+
+    def computes(self) -> bool:
+        """Whether the second thread has something to do, whoever still waits for it."""
+        self._given = [given for given in self._given if not given.done()]
+        return bool(self._given)
 
     def _paced(self, work: Callable[[], T], cost: float) -> T:
         result = work()
@@ -185,7 +203,7 @@ class TrainerHost:
         fields, runtime = packet.fields, self.runtime
         match packet.kind:
             case "received":
-                self._on_message(fields["peer"], fields["conn"], fields["slot"], packet.body)
+                self._on_message(fields["peer"], fields["conn"], fields["slot"], fields["folded"], packet.body)
             case "sent":
                 self.outbox.sent(fields["slot"])
             case "up":
@@ -205,13 +223,18 @@ class TrainerHost:
             case other:
                 raise BadFrame(f"packet {other!r} from the daemon is unknown")
 
-    def _on_message(self, peer: PeerId, conn: int, slot: int, header: bytes) -> None:
+    def _on_message(self, peer: PeerId, conn: int, slot: int, folded: bool, header: bytes) -> None:
         try:
             message, shape = wire.decode(header)
             if shape is not None:
-                values = self._received[slot][: shape.nbytes].view(DTYPES[shape.dtype])
-                vector = values.to(self.runtime.state.device, copy=True)
-                message = dataclasses.replace(message, vector=vector)
+                vector = self._received[slot][: shape.nbytes].view(DTYPES[shape.dtype])
+                if message.kind in AVERAGES and self.runtime.state.device.type == "cpu":
+                    weakref.finalize(vector, self.channel.send, "free", slot=slot).atexit = False
+                    slot = -1
+                else:
+                    vector = vector.to(self.runtime.state.device, copy=True)
+                message = dataclasses.replace(message, vector=vector, folded=folded)
+                del vector  # but for the message nobody holds it here
             if peer in self._connections:
                 for node, gradients in ((peer, message.gradients), *message.heard):
                     self._learn(node, gradients)

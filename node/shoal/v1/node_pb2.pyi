@@ -108,6 +108,7 @@ class _MessageKindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_MessageKi
     MESSAGE_KIND_POST: _MessageKind.ValueType  # 13
     MESSAGE_KIND_RECEIVED: _MessageKind.ValueType  # 14
     MESSAGE_KIND_REFUSE: _MessageKind.ValueType  # 15
+    MESSAGE_KIND_GRANT: _MessageKind.ValueType  # 16
 
 class MessageKind(_MessageKind, metaclass=_MessageKindEnumTypeWrapper): ...
 
@@ -127,6 +128,7 @@ MESSAGE_KIND_MODEL: MessageKind.ValueType  # 12
 MESSAGE_KIND_POST: MessageKind.ValueType  # 13
 MESSAGE_KIND_RECEIVED: MessageKind.ValueType  # 14
 MESSAGE_KIND_REFUSE: MessageKind.ValueType  # 15
+MESSAGE_KIND_GRANT: MessageKind.ValueType  # 16
 Global___MessageKind: _TypeAlias = MessageKind  # noqa: Y015
 
 class _Dtype:
@@ -571,6 +573,7 @@ class Header(_message.Message):
     GRADIENTS_FIELD_NUMBER: _builtins.int
     VECTOR_FIELD_NUMBER: _builtins.int
     HEARD_FIELD_NUMBER: _builtins.int
+    CODEC_FIELD_NUMBER: _builtins.int
     kind: Global___MessageKind.ValueType
     seq: _builtins.int
     initiator: _builtins.int
@@ -578,6 +581,8 @@ class Header(_message.Message):
     reason: _builtins.str
     gradients: _builtins.int
     """applied by the sender"""
+    codec: _builtins.str
+    """OFFER: what the sender wishes for; GRANT, ACCEPT: what is taken. Empty: as they are"""
     @_builtins.property
     def tag(self) -> Global___Tag: ...
     @_builtins.property
@@ -600,10 +605,11 @@ class Header(_message.Message):
         gradients: _builtins.int = ...,
         vector: Global___Vector | None = ...,
         heard: _abc.Mapping[_builtins.str, _builtins.int] | None = ...,
+        codec: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["tag", b"tag", "vector", b"vector"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["committed", b"committed", "gradients", b"gradients", "heard", b"heard", "initiator", b"initiator", "kind", b"kind", "reason", b"reason", "seq", b"seq", "tag", b"tag", "vector", b"vector"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["codec", b"codec", "committed", b"committed", "gradients", b"gradients", "heard", b"heard", "initiator", b"initiator", "kind", b"kind", "reason", b"reason", "seq", b"seq", "tag", b"tag", "vector", b"vector"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -667,17 +673,19 @@ Global___Vector: _TypeAlias = Vector  # noqa: Y015
 class Trailer(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
-    CRC32_FIELD_NUMBER: _builtins.int
-    crc32: _builtins.int
-    """of all chunks together"""
+    SUM_FIELD_NUMBER: _builtins.int
+    sum: _builtins.int
+    """Of all chunks, modulo 2^64: the sum of the little-endian 64-bit words of the k-th (from 0, the last word filled up
+    with zeros), times 2k + 1.
+    """
     def __init__(
         self,
         *,
-        crc32: _builtins.int = ...,
+        sum: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["crc32", b"crc32"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["sum", b"sum"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

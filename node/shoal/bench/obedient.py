@@ -1,0 +1,80 @@
+"""Nodes of the bench: daemon and trainer as shipped, but the trainer averages when it is told to, and never trains.
+
+    python -m shoal.bench.obedient node ...       a node, like `python -m shoal node ...`
+    python -m shoal.bench.obedient FD FD          its trainer, started by the daemon
+
+It is told over a Unix socket in the folder above the node's state, one line a command:
+
+    average       with the neighbour; answers with the outcome when the peer has confirmed that its half is applied
+    work SECONDS  computes for so long where gradients are computed; answers with the seconds of each piece, in a line
+"""
+
+import asyncio
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from shoal import child
+from shoal.algorithms.worker import Worker
+
+if TYPE_CHECKING:  # the daemon imports no torch
+    from shoal.runtime import Runtime
+
+SOCKET = "bench.sock"
+
+
+async def obey(me: Worker) -> None:
+    """In place of `ad_psgd`."""
+    from shoal.runtime import Runtime
+
+    assert isinstance(me, Runtime)
+    reader, writer = await asyncio.open_unix_connection(Path(me.settings.state_dir).parent / SOCKET)
+    writer.write(f"{me.settings.name}\n".encode())
+    while line := await reader.readline():
+        command, _, argument = line.decode().strip().partition(" ")
+        if command == "average":
+            (peer,) = me.neighbours
+            outcome = await me.average(peer)
+            await me.pairing.settled([peer])
+            answer = outcome.value
+        else:
+            answer = " ".join([f"{piece:.6f}" for piece in await work(me, float(argument))])
+        writer.write(f"{answer}\n".encode())
+
+
+async def work(me: "Runtime", seconds: float) -> list[float]:
+    """Pieces of some five milliseconds of matrix products, as a small model's gradients are."""
+    import torch
+
+    a = torch.randn(128, 128) / 16
+
+    def piece() -> None:
+        b = a
+        for _ in range(60):
+            b = (a @ b).tanh_()
+
+    took: list[float] = []
+    end = time.monotonic() + seconds
+    while (began := time.monotonic()) < end:
+        await me.host.compute(piece)
+        took.append(time.monotonic() - began)
+    return took
+
+
+def main(arguments: list[str]) -> int:
+    """Either process."""
+    if len(arguments) == 2 and all(word.isdigit() for word in arguments):
+        from shoal.algorithms import BY_NAME
+        from shoal.trainer import __main__ as trainer
+
+        BY_NAME["ad-psgd"] = obey
+        return trainer.run(*map(int, arguments))
+    from shoal.cli import main as cli
+
+    child.TRAINER = "shoal.bench.obedient"
+    return cli(arguments)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

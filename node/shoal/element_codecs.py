@@ -1,0 +1,70 @@
+"""What may travel of a model while a pair is averaged, by name: `f32`, `f16`, `bf16`, `q8`, `q4`, `sign`. Pure.
+
+`f16` and `bf16` go both ways at once: each end sends its own model, rounded, and reckons with the rounded one itself,
+delta_i = (r^ - s^)/2, so the two deltas cancel to the last bit. A delta is off by at most half the sum of the two
+roundings (`rounding.py`): with bf16 2^-8 of the larger of the two numbers. Two numbers that round to the same are not
+moved at all, so models come no nearer to each other than that; each end keeps what it has learnt in float32, and the
+mean of the two is untouched.
+
+`q8` and `q4` go one after the other, on the lattice of `pair_codec.py`: with 8 and with 4 bits both ways.
+"""
+
+import torch
+from torch import Tensor
+
+from shoal import rounding
+from shoal.messages import PeerId
+from shoal.pair_codec import Duplex, Full, Lattice, Packed, PairCodecs
+
+
+class Half(Duplex):
+    """Two bytes a coordinate."""
+
+    def __init__(self, name: str, elements: int) -> None:
+        self.name, self.elements = name, elements
+
+    def own(self, x: Tensor) -> Tensor:
+        """x rounded, as bytes."""
+        return rounding.halved(x, self.name)
+
+    def delta(self, mine: Tensor, theirs: Tensor, peer: PeerId) -> Tensor:
+        """Half the difference of what was sent: off by at most 2^-9 (|r| + |s|) in a coordinate with bf16, and by 2^-12
+        (|r| + |s|) with f16, but for what is tiny beside the largest."""
+        return rounding.half_difference(theirs, mine, self.name, self.elements, peer)
+
+
+class Levels(Lattice):
+    """The same number of bits both ways. What i says of the difference is off by at most half a step of its scale in a
+    rotated coordinate; before that, r as i reads it by at most half a step of the lattice, while the two models lie
+    within its span."""
+
+    def __init__(self, name: str, elements: int, draw: torch.Generator) -> None:
+        super().__init__(elements, draw)
+        self.bits = rounding.BITS[name]
+
+    def _tell(self, seed: int, steps: Tensor, residues: Tensor) -> Tensor:
+        return rounding.assembled(seed, steps, residues, self.bits)
+
+    def _told(self, first: Tensor, peer: PeerId) -> tuple[int, Tensor, Tensor]:
+        return rounding.taken_apart(first, self.bits, self.elements, peer)
+
+    def _pack(self, difference: Tensor, seed: int) -> Tensor:
+        return rounding.pack_rotated(difference, self.bits, seed)
+
+    def _read(self, second: Tensor, peer: PeerId) -> tuple[Tensor, Tensor]:
+        return rounding.unpack(second, self.bits, self.elements, peer)
+
+
+def pair_codecs(wish: str, elements: int, draw: torch.Generator) -> PairCodecs:
+    """All of them; each is one for all neighbours of a node."""
+    return PairCodecs(
+        wish,
+        {
+            "f32": Full(),
+            "f16": Half("f16", elements),
+            "bf16": Half("bf16", elements),
+            "q8": Levels("q8", elements, draw),
+            "q4": Levels("q4", elements, draw),
+            "sign": Packed(elements, draw),
+        },
+    )

@@ -1,0 +1,130 @@
+"""Vectors on their way to the daemon: copied into a slot, or lent one; each slot is used again, and none too early."""
+
+import os
+from typing import Any
+
+import pytest
+import torch
+
+from shoal.link import TRANSMIT, Segment
+from shoal.messages import Kind, Message
+from shoal.trainer.outbox import LENT, Outbox
+from shoal.wire import decode
+
+N = 1000
+
+
+class Channel:
+    """In place of the socket: keeps what would go over it."""
+
+    def __init__(self) -> None:
+        self.sent: list[dict[str, Any]] = []
+
+    def send(self, kind: str, /, body: bytes = b"", **fields: Any) -> None:
+        assert kind == "send"
+        self.sent.append({"message": decode(body)[0], **fields})
+
+    def slots(self) -> list[int]:
+        return [packet["slot"] for packet in self.sent]
+
+
+class Made:
+    """An outbox over real shared memory."""
+
+    def __init__(self, *, fold: bool = True) -> None:
+        self.segment = Segment.create()
+        self.segment.size(4 * N, TRANSMIT)
+        self.channel = Channel()
+        self.outbox = Outbox(self.channel, self.segment, fold)  # type: ignore[arg-type]
+
+    def send(self, vector: torch.Tensor | None, kind: Kind = Kind.VALUES, seq: int = 1) -> None:
+        self.outbox.send("b", 1, Message(kind, seq=seq, vector=vector))
+
+    def in_slot(self, slot: int) -> torch.Tensor:
+        """As the daemon finds it."""
+        return torch.frombuffer(self.segment.slot(slot), dtype=torch.float32)
+
+
+@pytest.fixture
+def made() -> Made:
+    return Made()
+
+
+def test_a_vector_is_copied_into_the_lowest_slot_and_that_is_used_again(made: Made) -> None:
+    vector = torch.randn(N)
+    for _ in range(3):
+        made.send(vector)
+        assert torch.equal(made.in_slot(0), vector)
+        made.outbox.sent(0)
+    assert made.channel.slots() == [0, 0, 0]
+
+
+def test_more_vectors_than_slots_wait_and_keep_their_order(made: Made) -> None:
+    for seq in range(TRANSMIT + 2):
+        made.send(torch.full((N,), float(seq)), seq=seq)
+    made.send(None, Kind.COMMIT, seq=99)
+    assert made.channel.slots() == list(range(TRANSMIT))
+    made.outbox.sent(2)
+    made.outbox.sent(0)
+    assert [packet["message"].seq for packet in made.channel.sent] == [*range(TRANSMIT + 2), 99]
+    assert made.channel.slots() == [0, 1, 2, 3, 2, 0, -1]
+
+
+def test_what_was_lent_is_sent_from_where_it_lies(made: Made) -> None:
+    lent = made.outbox.lend(torch.empty(N))
+    assert lent is not None
+    lent.copy_(torch.arange(N))
+    made.send(lent)
+    assert torch.equal(made.in_slot(made.channel.slots()[0]), torch.arange(N, dtype=torch.float32))
+
+
+@pytest.mark.parametrize("first", ["it was sent", "nobody holds it"])
+def test_a_lent_slot_is_free_when_it_was_sent_and_nobody_holds_it_any_more(made: Made, first: str) -> None:
+    held = [made.outbox.lend(torch.empty(N))]
+    made.send(held[0])
+    taken = made.channel.slots()[0]
+    made.channel.sent.clear()
+    steps = [lambda: made.outbox.sent(taken), held.clear]
+    for step in steps if first == "it was sent" else reversed(steps):
+        for _ in range(TRANSMIT - 1):
+            made.send(torch.zeros(N))
+        assert taken not in made.channel.slots()
+        for slot in made.channel.slots():
+            made.outbox.sent(slot)
+        made.channel.sent.clear()
+        step()
+    made.send(torch.zeros(N))
+    assert made.channel.slots() == [taken]
+
+
+def test_what_was_lent_and_never_sent_is_free_when_nobody_holds_it(made: Made) -> None:
+    for _ in range(10):
+        assert made.outbox.lend(torch.empty(N)) is not None
+    made.send(torch.zeros(N))
+    assert made.channel.slots() == [0]
+
+
+def test_some_slots_are_never_lent(made: Made) -> None:
+    held = [made.outbox.lend(torch.empty(N)) for _ in range(TRANSMIT)]
+    assert [tensor is not None for tensor in held] == [True] * LENT + [False] * (TRANSMIT - LENT)
+    made.send(torch.zeros(N), Kind.MODEL)
+    assert made.channel.slots()[0] >= 0
+
+
+def test_the_daemon_is_asked_to_fold_into_what_was_lent_for_an_average_and_nothing_else(made: Made) -> None:
+    lent = made.outbox.lend(torch.empty(N))
+    made.send(lent, Kind.ACCEPT)
+    made.send(torch.zeros(N), Kind.VALUES)
+    made.send(lent, Kind.MODEL)
+    made.send(None, Kind.OFFER)
+    assert [packet["fold"] for packet in made.channel.sent] == [True, False, False, False]
+    other = Made(fold=False)
+    other.send(other.outbox.lend(torch.empty(N)), Kind.VALUES)
+    assert [packet["fold"] for packet in other.channel.sent] == [False]
+
+
+def test_shared_memory_is_gone_with_its_last_holder(made: Made) -> None:
+    number = made.segment.fd
+    made.segment.close()
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        os.fstat(number)
