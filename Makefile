@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test check proto format clean
+.PHONY: demo test check bench proto format clean
 
 demo: $(STAMP)  ## five nodes on this machine train one model on label-skewed data
 	$(BIN)/shoal demo
@@ -18,6 +18,9 @@ check: $(STAMP)  ## style, types, layers, and generated code against proto/
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/python tests/generated.py --check
+
+bench: $(STAMP)  ## what things cost on this machine, as ratios to what there is to reach
+	$(BIN)/shoal bench all
 
 proto: $(STAMP)  ## write node/shoal/v1 anew from proto/
 	$(BIN)/python tests/generated.py

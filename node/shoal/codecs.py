@@ -1,8 +1,7 @@
 """Vectors packed into bytes, and back: one bit a coordinate, with or without a scale. Pure.
 
 A packed vector is a uint8 tensor on the CPU. Bit k of it, counted from the highest bit of the first byte, is 1 where
-coordinate k is negative; the bits that fill the last byte are 0. numpy packs bits at about memory speed; torch has
-nothing near it.
+coordinate k is negative; the bits that fill the last byte are 0 (`bits.py`).
 """
 
 import hashlib
@@ -13,7 +12,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-Bits = npt.NDArray[np.bool_]
+from shoal import bits
+from shoal.bits import Bits
 
 SCALE_BYTES = 4
 """A scale is a little-endian float32."""
@@ -31,16 +31,7 @@ def pack_signs(negative: Bits) -> Tensor:
 
 def unpack_signs(packed: Tensor, elements: int) -> Tensor:
     """(m,) float32 of +1 and -1."""
-    bits = np.unpackbits(packed.numpy(), count=elements)
-    return torch.from_numpy(1.0 - 2.0 * bits.astype(np.float32))
-
-
-def negatives(packed: Sequence[Tensor], elements: int) -> npt.NDArray[np.uint16]:
-    """(m,): how many of up to 65,535 packed vectors are negative in each coordinate."""
-    total = np.zeros(elements, np.uint16)
-    for one in packed:
-        total += np.unpackbits(one.numpy(), count=elements)
-    return total
+    return torch.from_numpy(bits.ones(packed.numpy(), elements))
 
 
 def padded_with_zeros(packed: Tensor, elements: int) -> bool:

@@ -8,11 +8,10 @@ import itertools
 from collections.abc import Mapping, Sequence
 from typing import Protocol
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from shoal import codecs
+from shoal import bits, codecs
 from shoal.errors import BadVector
 from shoal.messages import PeerId
 
@@ -82,21 +81,15 @@ class Vote:
 
     def pack(self, y: Tensor, round: int, worker: PeerId) -> Tensor:
         """One bit a coordinate."""
-        values = y.detach().cpu().numpy()
-        negative = values < 0
-        (zeros,) = np.nonzero(values == 0)
-        if len(zeros):
-            negative[zeros] = codecs.Coins(self.seed, f"zero {worker}").throw(round, zeros + self.offset)
-        return codecs.pack_signs(negative)
+        coins = codecs.Coins(self.seed, f"zero {worker}")
+        signs = bits.packed_signs(y.detach().cpu().numpy(), lambda where: coins.throw(round, where + self.offset))
+        return torch.from_numpy(signs)
 
     def count(self, packed: Mapping[PeerId, Tensor], round: int) -> Tensor:
         """One bit a coordinate: what more than half say."""
-        against = codecs.negatives([packed[peer] for peer in sorted(packed)], self.elements).astype(np.int32) * 2
-        negative = against > len(packed)
-        (tied,) = np.nonzero(against == len(packed))
-        if len(tied):
-            negative[tied] = self._ties.throw(round, tied + self.offset)
-        return codecs.pack_signs(negative)
+        more, half = bits.majority([packed[peer].numpy() for peer in sorted(packed)])
+        answer = bits.with_coins(more, half, lambda where: self._ties.throw(round, where + self.offset))
+        return torch.from_numpy(answer)
 
     def unpack(self, packed: Tensor) -> Tensor:
         """+1 and -1."""

@@ -50,17 +50,6 @@ def test_what_fills_the_last_byte_is_zero_and_anything_else_is_seen(y: Tensor) -
         assert not codecs.padded_with_zeros(packed, y.numel())
 
 
-@given(st.lists(st.lists(st.booleans(), min_size=11, max_size=11), min_size=1, max_size=9))
-def test_negatives_are_counted_coordinate_by_coordinate(votes: list[list[bool]]) -> None:
-    packed = [codecs.pack_signs(np.array(vote)) for vote in votes]
-    assert codecs.negatives(packed, 11).tolist() == np.array(votes).sum(0).tolist()
-
-
-def test_more_votes_than_a_byte_counts_are_counted() -> None:
-    one = codecs.pack_signs(np.array([True, False]))
-    assert codecs.negatives([one] * 300, 2).tolist() == [300, 0]
-
-
 # --- scaled signs ---------------------------------------------------------------------------------------------------
 
 

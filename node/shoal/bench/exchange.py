@@ -6,10 +6,37 @@ import time
 from typing import Any, NamedTuple
 
 from shoal.bench.couple import Couple, couple
+from shoal.bench.lab import Figure, Lab, median
 from shoal.bench.tcp import TcpPair
 
 WARM_UP = 3
 TRAINING_S = 4.0
+ROWS: list[tuple[int, str, float]] = [
+    (1_000_000, "f32", 0.3),
+    (11_700_000, "f32", 0.45),
+    (25_600_000, "f32", 0.45),
+    (11_700_000, "bf16", 0.75),
+]
+"""(parameters, codec, bar on the speed against plain TCP)."""
+
+
+def measure(lab: Lab) -> list[Figure]:
+    """Speed and CPU against plain TCP, by size and codec; a codec's is counted as the f32 work that it does."""
+    figures = []
+    for elements, codec, bar in ROWS[:1] if lab.quick else ROWS:
+        paired = against_tcp(lab.size(elements), lab.pairs, codec=codec)
+        name = f"average of {lab.size(elements) / 1e6:g} M, {codec}"
+        note = f"{1e3 * statistics.median(paired.ours_s):.1f} ms, TCP {1e3 * statistics.median(paired.tcp_s):.1f} ms"
+        figures.append(median(f"{name}: speed / TCP", paired.speed, "x", bar=bar, note=note))
+        figures.append(median(f"{name}: CPU / TCP", paired.cpu, "x", bar=2.5, less_is_better=True))
+    return figures
+
+
+def measure_lost(lab: Lab) -> list[Figure]:
+    """Training that an average beside it costs, on two cores."""
+    lost = [1e3 * each for each in training_lost(lab.size(11_700_000), 1 if lab.quick else 5)]
+    note = "the trainer has one core; its daemon and both processes of the peer share the other"
+    return [median("training lost beside an average of 11.7 M", lost, "ms", bar=25, less_is_better=True, note=note)]
 
 
 class Paired(NamedTuple):

@@ -10,6 +10,7 @@ It is told over a Unix socket in the folder above the node's state, one line a c
 """
 
 import asyncio
+import runpy
 import sys
 import time
 from pathlib import Path
@@ -70,10 +71,10 @@ def main(arguments: list[str]) -> int:
 
         BY_NAME["ad-psgd"] = obey
         return trainer.run(*map(int, arguments))
-    from shoal.cli import main as cli
-
     child.TRAINER = "shoal.bench.obedient"
-    return cli(arguments)
+    sys.argv = ["shoal", *arguments]
+    runpy.run_module("shoal", run_name="__main__")  # which exits
+    return 0
 
 
 if __name__ == "__main__":

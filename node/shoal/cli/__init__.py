@@ -25,6 +25,7 @@ VERBS = {
     ),
     "demo": ("shoal.cli.demo", "Train five nodes on this machine and compare them with each alone."),
     "reproduce": ("shoal.cli.reproduce", "Run the papers' claims again, each figure beside its bar."),
+    "bench": ("shoal.cli.bench", "Measure what an average, a vote, a step cost on this machine."),
     "simulate": ("shoal.cli.simulate", "Run the same algorithms in virtual time, with 2 to 1,000 workers."),
     "status": ("shoal.cli.status", "Show what a running node and its members do."),
     "eval": ("shoal.cli.evaluate", "Measure a model on the held-out data of a task."),
