@@ -17,10 +17,12 @@ pytestmark = pytest.mark.live
 NODES = 3
 
 
-@pytest.mark.parametrize("algorithm", ["d2", "d-psgd"])
-def test_packed_rounds_follow_the_virtual_time_run(algorithm: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("algorithm", "codec"), [("d2", "sign"), ("d-psgd", "sign"), ("d2", "bf16"), ("d-psgd", "q4"), ("d-psgd", "f16")]
+)
+def test_packed_rounds_follow_the_virtual_time_run(algorithm: str, codec: str, tmp_path: Path) -> None:
     """To rounding: what rounds at random is drawn for a worker by its id, and the ids are those of the processes."""
-    settings = Settings(algorithm=algorithm, codec="sign", topology="ring", lr=0.5, batch=16, rounds=60, seed=3)
+    settings = Settings(algorithm=algorithm, codec=codec, topology="ring", lr=0.5, batch=16, rounds=60, seed=3)
     run = {key: value for key, value in settings.run_document().items() if value is not None}
     with shoal_in(tmp_path, **{"task": settings.task, "checkpoint_every": 0, "eval_every": 0, **run}) as it:
         nodes = it.start_all(NODES)
