@@ -77,10 +77,12 @@ class Bridge:
         """A receive slot that is not used after all."""
         self.child.receiving.give(slot)
 
-    def message(self, peer_id: str, conn: int, header: bytes, slot: int | None, folded: bool) -> None:
+    def message(self, peer_id: str, conn: int, header: bytes, slot: int | None, folded: bool, finite: bool) -> None:
         """A whole message, for the trainer."""
         number = -1 if slot is None else slot
-        self.child.channel.send("received", body=header, peer=peer_id, conn=conn, slot=number, folded=folded)
+        self.child.channel.send(
+            "received", body=header, peer=peer_id, conn=conn, slot=number, folded=folded, finite=finite
+        )
 
     def refused(self, peer_id: str, error: PeerError) -> None:
         """A peer's fault."""

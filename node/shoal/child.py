@@ -11,6 +11,8 @@ from shoal.link import RECEIVE, TRANSMIT, Channel, Segment, Slots
 from shoal.settings import Settings
 
 TRAINER = "shoal.trainer"
+GLIBC_TUNABLES = "glibc.cpu.x86_non_temporal_threshold=0x1000000"
+"""Copies of 16 MiB and more do not read what they overwrite: a third of their traffic, where memory is the limit."""
 END_WITHIN_S = 1.0
 """A trainer that has closed its channel, or whose daemon has, is killed if it lives on."""
 
@@ -29,7 +31,7 @@ class Child:
         segment = Segment.create()
         fds = (theirs.fileno(), segment.fd)
         argv = (sys.executable, "-m", TRAINER, *map(str, fds))
-        environment = {**os.environ, "OMP_NUM_THREADS": str(settings.threads)}
+        environment = {"GLIBC_TUNABLES": GLIBC_TUNABLES, **os.environ, "OMP_NUM_THREADS": str(settings.threads)}
         # In a process group of its own: Ctrl-C at a terminal goes to a whole group, and the daemon decides.
         process = await asyncio.create_subprocess_exec(*argv, pass_fds=fds, env=environment, process_group=0)
         theirs.close()

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from shoal import rounding
+from shoal.delta import Delta, Made
 from shoal.messages import PeerId
 from shoal.pair_codec import Duplex, Full, Lattice, Packed, PairCodecs
 
@@ -27,10 +28,10 @@ class Half(Duplex):
         """x rounded, as bytes."""
         return rounding.halved(x, self.name)
 
-    def delta(self, mine: Tensor, theirs: Tensor, peer: PeerId) -> Tensor:
+    def delta(self, mine: Tensor, theirs: Tensor, peer: PeerId) -> Delta:
         """Half the difference of what was sent: off by at most 2^-9 (|r| + |s|) in a coordinate with bf16, and by 2^-12
         (|r| + |s|) with f16, but for what is tiny beside the largest."""
-        return rounding.half_difference(theirs, mine, self.name, self.elements, peer)
+        return Made(rounding.difference(theirs, mine, self.name, self.elements, peer), 0.5)
 
 
 class Levels(Lattice):

@@ -16,6 +16,7 @@ from typing import Any
 
 from torch import Tensor
 
+from shoal.delta import Delta
 from shoal.messages import Message, PeerId
 from shoal.offering import Offering
 from shoal.pair_codec import PairCodecs
@@ -37,7 +38,7 @@ class Settlement:
         incarnation: int,
         *,
         snapshot: Callable[[], Tensor],
-        add: Callable[[Tensor], None],
+        add: Callable[[Delta], None],
         send: Callable[[PeerId, Message], None],
         ended: Callable[[Role, PeerId, int, Outcome, str], None],
         codecs: PairCodecs | None = None,
@@ -114,7 +115,7 @@ class Settlement:
         served = self._desk.served
         open_promise = {}
         if served is not None and served.delta is not None:
-            open_promise = {(served.peer, served.initiator, served.seq): served.delta}
+            open_promise = {(served.peer, served.initiator, served.seq): served.delta.tensor()}
         return self._desk.ledger.export(open_promise)
 
     def restore(self, document: dict[str, Any], tensors: dict[str, Tensor]) -> None:

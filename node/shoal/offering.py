@@ -3,6 +3,7 @@
 import dataclasses
 from collections.abc import Callable
 
+from shoal.delta import Made
 from shoal.messages import Kind, Message, PeerId
 from shoal.pair_codec import Duplex, PairCodec
 from shoal.settling import Desk, Outcome, Own, Role
@@ -73,7 +74,7 @@ class Offering:
         own = self._desk.own
         if own is None or not self._is_own(peer, message.seq) or own.delta is not None or message.vector is None:
             self._desk.say(peer, Kind.ABORT, message.seq, reason="no such exchange")
-        elif not is_finite(message.vector):
+        elif not (message.finite or is_finite(message.vector)):
             self._desk.tally.refused += 1
             self._desk.say(peer, Kind.ABORT, message.seq, reason="your vector is not finite")
             self._end_own(Outcome.GONE, f"vector from {peer} is not finite")
@@ -83,7 +84,8 @@ class Offering:
             if own.mine is None:
                 self._give_up(own, "your vector came before your word that it would")
             else:
-                own.delta = message.vector if message.folded else codec.delta(own.mine, message.vector, peer)
+                folded = Made(message.vector, 0.5) if message.folded else None
+                own.delta = folded or codec.delta(own.mine, message.vector, peer)
                 own.mine = None
         elif self._goes_out(own):
             values, own.delta = codec.second(message.vector, self._desk.snapshot(), peer)

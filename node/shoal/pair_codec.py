@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 
 from shoal import quantiser
+from shoal.delta import Between, Delta, Made
 from shoal.errors import BadVector
 from shoal.messages import PeerId
 from shoal.rotation import BLOCK, blocks, draw_seed, rotate
@@ -34,8 +35,6 @@ SPAN = 5.3
 DECAY = 0.97
 LEAST = 1e-7
 """Of a step: where models were equal before, the lattice must have something to grow from."""
-PIECE = 1 << 18
-"""Coordinates."""
 FINEST = 2.0**-20
 """Of a step against the largest coordinate of its block: float32 tells such points apart."""
 
@@ -48,8 +47,8 @@ class Duplex(abc.ABC):
         """What either end sends of its model."""
 
     @abc.abstractmethod
-    def delta(self, mine: Tensor, theirs: Tensor, peer: PeerId) -> Tensor:
-        """The delta of the end that sent `mine`; may be made in `theirs`. Raises BadVector for what cannot be."""
+    def delta(self, mine: Tensor, theirs: Tensor, peer: PeerId) -> Delta:
+        """That of the end that sent `mine`; it may hold both vectors. Raises BadVector for what cannot be."""
 
 
 class InTurn(abc.ABC):
@@ -60,11 +59,11 @@ class InTurn(abc.ABC):
         """What j answers."""
 
     @abc.abstractmethod
-    def second(self, first: Tensor, s: Tensor, peer: PeerId) -> tuple[Tensor, Tensor]:
+    def second(self, first: Tensor, s: Tensor, peer: PeerId) -> tuple[Tensor, Delta]:
         """(what i sends, i's delta)."""
 
     @abc.abstractmethod
-    def last(self, r: Tensor, second: Tensor, peer: PeerId) -> Tensor:
+    def last(self, r: Tensor, second: Tensor, peer: PeerId) -> Delta:
         """j's delta."""
 
 
@@ -78,15 +77,12 @@ class Full(Duplex):
         """x itself."""
         return x
 
-    def delta(self, mine: Tensor, theirs: Tensor, peer: PeerId) -> Tensor:
-        """(theirs - mine) / 2, made in `theirs`, piece by piece while it lies in the cache."""
+    def delta(self, mine: Tensor, theirs: Tensor, peer: PeerId) -> Delta:
+        """(theirs - mine) / 2."""
         if theirs.dtype != mine.dtype or theirs.numel() != mine.numel():
             got = f"{theirs.numel()} of {str(theirs.dtype).removeprefix('torch.')}"
             raise BadVector(f"model from {peer} has {got}, expected {mine.numel()} as they are")
-        for start in range(0, len(mine), PIECE):
-            piece = slice(start, start + PIECE)
-            theirs[piece].sub_(mine[piece]).mul_(0.5)
-        return theirs
+        return Between(mine, theirs)
 
 
 class Lattice(InTurn):
@@ -128,7 +124,7 @@ class Lattice(InTurn):
         steps = torch.maximum(self.apart * (2 * self.span / points), finest).to(torch.bfloat16)
         return self._tell(seed, steps, (y / steps.float()[:, None]).round_().remainder_(points).to(torch.uint8))
 
-    def second(self, first: Tensor, s: Tensor, peer: PeerId) -> tuple[Tensor, Tensor]:
+    def second(self, first: Tensor, s: Tensor, peer: PeerId) -> tuple[Tensor, Delta]:
         """What i sends of s - r."""
         if first.dtype == s.dtype:
             seed = draw_seed(self._draw)
@@ -136,11 +132,11 @@ class Lattice(InTurn):
         else:
             difference, seed = self._difference(first, s.cpu(), peer)
             sent = self._pack(difference, seed)
-        return sent, self._learn(sent, peer).to(s).mul_(-0.5)
+        return sent, Made(self._learn(sent, peer).to(s), -0.5)
 
-    def last(self, r: Tensor, second: Tensor, peer: PeerId) -> Tensor:
+    def last(self, r: Tensor, second: Tensor, peer: PeerId) -> Delta:
         """Half of what i sent."""
-        return self._learn(second, peer).to(r).mul_(0.5)
+        return Made(self._learn(second, peer).to(r), 0.5)
 
     def _learn(self, second: Tensor, peer: PeerId) -> Tensor:
         """(n,): the difference that it tells. How far apart models lie grows at once and shrinks slowly; an average

@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
+from shoal.delta import Delta
 from shoal.exchange import Settlement
 from shoal.messages import Kind, Message, PeerId
 from shoal.pair_codec import PairCodecs
@@ -30,7 +31,7 @@ class Pairing:
         incarnation: int,
         *,
         snapshot: Callable[[], Tensor],
-        add: Callable[[Tensor], None],
+        add: Callable[[Delta], None],
         send: Callable[[PeerId, Message], None],
         clock: Callable[[], float],
         rng: random.Random,

@@ -68,15 +68,15 @@ def unhalved(packed: Tensor, name: str, elements: int, peer: PeerId) -> Tensor:
     return x
 
 
-def half_difference(theirs: Tensor, mine: Tensor, name: str, elements: int, peer: PeerId) -> Tensor:
-    """(n,) float32, new: half of theirs less mine, both as `halved` made them. Raises BadVector as `unhalved` does."""
+def difference(theirs: Tensor, mine: Tensor, name: str, elements: int, peer: PeerId) -> Tensor:
+    """(n,) float32, new: theirs less mine, both as `halved` made them. Raises BadVector as `unhalved` does."""
     theirs_read, mine_read = _Half(theirs, name, elements, peer), _Half(mine, name, elements, "this node")
     result, own = (torch.empty(size, device=theirs.device) for size in (elements, min(elements, PIECE)))
     for piece in _pieces(elements):
-        half, part = result[piece], own[: piece.stop - piece.start]
-        theirs_read.read(piece, half)
+        both, part = result[piece], own[: piece.stop - piece.start]
+        theirs_read.read(piece, both)
         mine_read.read(piece, part)
-        half.sub_(part).mul_(0.5)
+        both.sub_(part)
     return result
 
 

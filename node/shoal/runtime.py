@@ -19,6 +19,7 @@ from shoal.algorithms.descent import Schedule, largest_growth, schedule
 from shoal.collective import Collective, check
 from shoal.coordinated import Behind, Coordinated
 from shoal.counting import Counting
+from shoal.delta import Delta
 from shoal.element_codecs import pair_codecs
 from shoal.exchange import Settlement
 from shoal.handover import Handover, Model
@@ -526,7 +527,7 @@ class Runtime:
         coordinated = self.coordinated.waits() if self.coordinated is not None else []
         return sorted(self.collective.waits() + self.pairing.waits() + coordinated, key=lambda wait: -wait["seconds"])
 
-    def _add(self, delta: Tensor) -> None:
-        self.state.add_(delta)
+    def _add(self, delta: Delta) -> None:
+        delta.add_to(self.state)
         if self.settings.corrected:  # also what is settled after a resume, before the algorithm begins
-            self.moved.add_(delta[: self.x.numel()])
+            delta.add_to(self.moved)

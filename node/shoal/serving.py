@@ -5,8 +5,7 @@ What has been promised and not decided stays in doubt (see `exchange.py`); only 
 
 from collections.abc import Callable
 
-from torch import Tensor
-
+from shoal.delta import Delta, Made
 from shoal.ledger import Key
 from shoal.messages import Kind, Message, PeerId
 from shoal.pair_codec import Duplex
@@ -112,14 +111,15 @@ class Serving:
         served = self._desk.served
         if served is None or (served.peer, served.seq) != (peer, message.seq) or message.vector is None:
             self._desk.say(peer, Kind.REFUSE, message.seq, reason="no such exchange")
-        elif not is_finite(message.vector):
+        elif not (message.finite or is_finite(message.vector)):
             self._desk.tally.refused += 1
             self._desk.say(peer, Kind.REFUSE, message.seq, reason="your vector is not finite")
             self._release(Outcome.GONE, f"vector from {peer} is not finite")
         else:
             codec = self._desk.codecs[served.codec]
             come = codec.delta if isinstance(codec, Duplex) else codec.last
-            served.delta = message.vector if message.folded else come(served.mine, message.vector, peer)
+            folded = Made(message.vector, 0.5) if message.folded else None
+            served.delta = folded or come(served.mine, message.vector, peer)
             self._desk.ledger.promise((peer, served.initiator, message.seq))
             self._desk.say(peer, Kind.READY, message.seq)
 
@@ -159,9 +159,9 @@ class Serving:
         if delta is not None:
             self._desk.tally.resolved += 1
             if committed:
-                self._apply(doubt[0], doubt[2], delta, crossed=False)
+                self._apply(doubt[0], doubt[2], Made(delta), crossed=False)
 
-    def _apply(self, peer: PeerId, seq: int, delta: Tensor, *, crossed: bool) -> None:
+    def _apply(self, peer: PeerId, seq: int, delta: Delta, *, crossed: bool) -> None:
         self._desk.add(delta)
         self._desk.tally.passive += 1
         self._desk.ended(Role.PASSIVE, peer, seq, Outcome.DONE, "")
@@ -173,7 +173,7 @@ class Serving:
         served, self._desk.served = self._desk.served, None
         assert served is not None
         if served.delta is not None:
-            self._desk.ledger.doubts[served.peer, served.initiator, served.seq] = served.delta.clone()
+            self._desk.ledger.doubts[served.peer, served.initiator, served.seq] = served.delta.tensor()
         self._desk.ended(Role.PASSIVE, served.peer, served.seq, outcome, reason)
         if served.crossed:
             self._desk.ended(Role.ACTIVE, served.peer, served.seq, outcome, reason)

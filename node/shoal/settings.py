@@ -15,7 +15,7 @@ from typing import Any
 from shoal.errors import SettingsError
 from shoal.fields import checked, matches, parse_address, parse_shard, setting
 
-PROTOCOL_VERSION = 2
+PROTOCOL_VERSION = 3
 """Raised when a node could no longer talk to an older one; Hello refuses another number."""
 
 USUAL = {"lr": 0.1, "momentum": 0.0, "precision": "f32", "hash_every": 100}

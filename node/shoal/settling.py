@@ -9,6 +9,7 @@ from collections.abc import Callable
 
 from torch import Tensor
 
+from shoal.delta import Delta
 from shoal.ledger import Ledger
 from shoal.messages import Kind, Message, PeerId
 from shoal.pair_codec import PairCodecs
@@ -41,7 +42,7 @@ class Own:
     out: bool = False  # s has been taken, and sent
     codec: str = ""  # once the peer has chosen
     mine: Tensor | None = None  # s as it was sent, while r is on its way
-    delta: Tensor | None = None  # (r - s) / 2, once the peer's ACCEPT came
+    delta: Delta | None = None  # (r - s) / 2, once the peer's ACCEPT came
 
 
 @dataclasses.dataclass(slots=True)
@@ -65,7 +66,7 @@ class Served:
     mine: Tensor  # r; as it was sent, where s goes at the same time
     codec: str
     crossed: bool
-    delta: Tensor | None = None  # (s - r) / 2 once s has come; from then on it is promised
+    delta: Delta | None = None  # (s - r) / 2 once s has come; from then on it is promised
     overlapped: bool = False
 
 
@@ -98,7 +99,7 @@ class Desk:
     me: PeerId
     incarnation: int
     snapshot: Callable[[], Tensor]
-    add: Callable[[Tensor], None]
+    add: Callable[[Delta], None]
     send: Callable[[PeerId, Message], None]
     ended: Callable[[Role, PeerId, int, Outcome, str], None]
     codecs: PairCodecs = dataclasses.field(default_factory=PairCodecs)

@@ -34,11 +34,11 @@ def average(i: PairCodecs, j: PairCodecs, name: str, s: Tensor, r: Tensor) -> tu
     if isinstance(one, Duplex):
         assert isinstance(other, Duplex)
         mine, theirs = one.own(s), other.own(r)
-        return one.delta(mine, theirs.clone(), "j"), other.delta(theirs, mine.clone(), "i")
+        return one.delta(mine, theirs, "j").tensor(), other.delta(theirs, mine, "i").tensor()
     assert not isinstance(other, Duplex)
     first = other.first(r)
     second, own = one.second(first, s, "j")
-    return own, other.last(r, second, "i")
+    return own.tensor(), other.last(r, second, "i").tensor()
 
 
 @pytest.mark.parametrize("name", CODECS)
@@ -76,7 +76,7 @@ def test_within_the_span_a_lattice_is_off_by_half_of_each_of_its_two_steps(name:
     lattice = other.apart * (2 * other.span / points) * (1 + 2.0**-7)
     first = other.first(r)
     second, own = one.second(first, s, "j")
-    told = (s - r).double() + 2 * own.double()  # what is wrong of s - r
+    told = (s - r).double() + 2 * own.tensor().double()  # what is wrong of s - r
     largest = rotate(s - r, 0).abs().amax() * 2  # whatever the rotation of a block, of noise
     scale = (largest + lattice.max()) * (1 + 2.0**-6) / (points / 2 - 1)
     blocks = torch.nn.functional.pad(told, (0, -N % BLOCK)).view(-1, BLOCK)

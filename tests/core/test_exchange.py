@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 from torch import Tensor
 
+from shoal.delta import Between, Delta
 from shoal.exchange import Settlement
 from shoal.messages import Kind, Message
 from shoal.pair_codec import Full, InTurn, PairCodecs
@@ -24,11 +25,11 @@ class OneAfterTheOther(InTurn):
     def first(self, r: Tensor) -> Tensor:
         return r
 
-    def second(self, first: Tensor, s: Tensor, peer: str) -> tuple[Tensor, Tensor]:
-        return s, (first - s) / 2
+    def second(self, first: Tensor, s: Tensor, peer: str) -> tuple[Tensor, Delta]:
+        return s, Between(s, first)
 
-    def last(self, r: Tensor, second: Tensor, peer: str) -> Tensor:
-        return (second - r) / 2
+    def last(self, r: Tensor, second: Tensor, peer: str) -> Delta:
+        return Between(r, second)
 
 
 CODECS = {"at once": Full(), "in turn": OneAfterTheOther()}
@@ -45,7 +46,7 @@ class Party:
             name,
             incarnation,
             snapshot=lambda: self.x.clone(),
-            add=lambda delta: self.x.add_(delta),
+            add=lambda delta: delta.add_to(self.x),
             send=lambda peer, message: self.out.append((peer, message)),
             ended=lambda role, peer, seq, outcome, reason: self.ended.append((role, peer, outcome)),
             codecs=PairCodecs(codec, CODECS),

@@ -29,13 +29,13 @@ def average(i: Packed, j: Packed, s: Tensor, r: Tensor) -> tuple[Tensor, Tensor]
     """(i's delta, j's delta) of one average between models s and r."""
     first = j.first(r)
     second, own = i.second(first, s, "j")
-    return own, j.last(r, second, "i")
+    return own.tensor(), j.last(r, second, "i").tensor()
 
 
 def test_in_full_the_deltas_are_half_the_difference() -> None:
     full, s, r = Full(), random(1), random(2)
-    assert torch.equal(full.delta(full.own(s), full.own(r).clone(), "j"), (r - s) / 2)
-    assert torch.equal(full.delta(full.own(r), full.own(s).clone(), "i"), (s - r) / 2)
+    assert torch.equal(full.delta(full.own(s), full.own(r), "j").tensor(), (r - s) / 2)
+    assert torch.equal(full.delta(full.own(r), full.own(s), "i").tensor(), (s - r) / 2)
 
 
 @given(st.integers(0, 500), st.sampled_from([1e-6, 1e-2, 1.0, 1e3]))

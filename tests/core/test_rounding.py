@@ -96,7 +96,7 @@ def test_16_bits_of_another_length_or_kind_are_refused_by_name(name: str) -> Non
 def test_half_a_difference_is_that_of_what_both_read_over_several_pieces(name: str) -> None:
     n = 2 * rounding.PIECE + 7
     r, s = noise(n, 1), noise(n, 2)
-    half = rounding.half_difference(rounding.halved(r, name), rounding.halved(s, name), name, n, "b")
+    half = 0.5 * rounding.difference(rounding.halved(r, name), rounding.halved(s, name), name, n, "b")
     assert torch.equal(half, (halved(r, name) - halved(s, name)) / 2)
 
 

@@ -4,14 +4,14 @@ import sys
 
 if "shoal.trainer" in sys.orig_argv:
     import torch
-    from torch import Tensor
 
+    from shoal.delta import Delta, Made
     from shoal.messages import PeerId
     from shoal.serving import Serving
 
     genuine = Serving._apply
 
-    def dropped(self: Serving, peer: PeerId, seq: int, delta: Tensor, *, crossed: bool) -> None:
-        genuine(self, peer, seq, torch.zeros_like(delta), crossed=crossed)
+    def dropped(self: Serving, peer: PeerId, seq: int, delta: Delta, *, crossed: bool) -> None:
+        genuine(self, peer, seq, Made(torch.zeros_like(delta.tensor())), crossed=crossed)
 
     Serving._apply = dropped  # type: ignore[method-assign]

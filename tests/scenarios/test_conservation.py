@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 from drift_task import D, Drift, direction
-from torch import Tensor
 
 from shoal.data.task import Place
+from shoal.delta import Delta, Made
 from shoal.learner import Learner
 from shoal.messages import Kind, Message, PeerId
 from shoal.serving import Serving
@@ -54,7 +54,7 @@ def drift_run(seed: int, steps: int = STEPS) -> Account:
     place = [Place(k, N, "iid", seed, Path(), False) for k in range(N)]
     learners = [Learner(Drift(), Drift().data(p), model, batch=1, seed=seed, shard=p.shard) for p in place]
     generator = torch.Generator().manual_seed(seed)
-    x0: list[Tensor] = [torch.randn(D, generator=generator) * 3 for _ in range(N)]
+    x0: list[torch.Tensor] = [torch.randn(D, generator=generator) * 3 for _ in range(N)]
     start = torch.stack(x0).double().sum(0)
     scissors = Scissors(seed)
     scenario = Scenario(compute_s=0.01, jitter=0.3, vector_s=0.002, latency_s=0.0005, slow=((1, 3.0),))
@@ -89,8 +89,8 @@ def test_every_gradient_of_the_budget_is_applied_once() -> None:
 def test_a_settlement_whose_commit_does_nothing_misses_by_far(monkeypatch: pytest.MonkeyPatch) -> None:
     """The check above can fail: dropping one side's effect of the commits breaks the sum a hundredfold."""
 
-    def dropped(self: Serving, peer: PeerId, seq: int, delta: Tensor, *, crossed: bool) -> None:
-        genuine(self, peer, seq, torch.zeros_like(delta), crossed=crossed)
+    def dropped(self: Serving, peer: PeerId, seq: int, delta: Delta, *, crossed: bool) -> None:
+        genuine(self, peer, seq, Made(torch.zeros_like(delta.tensor())), crossed=crossed)
 
     genuine = Serving._apply
     monkeypatch.setattr(Serving, "_apply", dropped)

@@ -203,7 +203,7 @@ class TrainerHost:
         fields, runtime = packet.fields, self.runtime
         match packet.kind:
             case "received":
-                self._on_message(fields["peer"], fields["conn"], fields["slot"], fields["folded"], packet.body)
+                self._on_message(fields, packet.body)
             case "sent":
                 self.outbox.sent(fields["slot"])
             case "up":
@@ -223,7 +223,8 @@ class TrainerHost:
             case other:
                 raise BadFrame(f"packet {other!r} from the daemon is unknown")
 
-    def _on_message(self, peer: PeerId, conn: int, slot: int, folded: bool, header: bytes) -> None:
+    def _on_message(self, fields: dict[str, Any], header: bytes) -> None:
+        peer, slot = fields["peer"], fields["slot"]
         try:
             message, shape = wire.decode(header)
             if shape is not None:
@@ -233,7 +234,7 @@ class TrainerHost:
                     slot = -1
                 else:
                     vector = vector.to(self.runtime.state.device, copy=True)
-                message = dataclasses.replace(message, vector=vector, folded=folded)
+                message = dataclasses.replace(message, vector=vector, folded=fields["folded"], finite=fields["finite"])
                 del vector  # but for the message nobody holds it here
             if peer in self._connections:
                 for node, gradients in ((peer, message.gradients), *message.heard):
@@ -246,7 +247,7 @@ class TrainerHost:
             if self.settings.synchronous:
                 self._failed(error)  # its post would not get better by being repeated
             else:
-                self.channel.send("refused", peer=peer, conn=conn, reason=str(error))
+                self.channel.send("refused", peer=peer, conn=fields["conn"], reason=str(error))
         finally:
             if slot >= 0:
                 self.channel.send("free", slot=slot)

@@ -52,9 +52,9 @@ class TransportEvents(Protocol):
     def release(self, slot: int) -> None:
         """The slot is not used after all: its message broke off."""
 
-    def message(self, peer_id: str, conn: int, header: bytes, slot: int | None, folded: bool) -> None:
+    def message(self, peer_id: str, conn: int, header: bytes, slot: int | None, folded: bool, finite: bool) -> None:
         """A whole message; its vector, if any, lies in `slot`, which is the receiver's from now on. `folded`: what lies
-        there is half the vector's difference to the one that `fold` gave."""
+        there is the vector's difference to the one that `fold` gave; `finite`: and known to be."""
 
     def refused(self, peer_id: str, error: PeerError) -> None:
         """A peer's fault: a Hello that does not fit, or a bad frame (whose connection then goes down)."""
@@ -155,7 +155,7 @@ class Connection:
             self.end(f"{self.peer.node_id} leaves {MESSAGE_QUEUE} messages unread")
 
     def fold(self, kind: int, seq: int, mine: memoryview) -> None:
-        """The vector of the peer's message of that kind and number is wanted as half its difference to `mine`, float32.
+        """The vector of the peer's message of that kind and number is wanted as its difference to `mine`, float32.
         It may be under way already. One of each kind is remembered, the last."""
         self._folds[kind] = seq, mine
         self._fold_what_comes()
@@ -223,10 +223,10 @@ class Connection:
                     self._assembler.fill(view)
                     self._fold_what_comes()
                 if message is not None:
-                    header, vector, folded = message
+                    header, vector, folded, finite = message
                     self._traffic.received_payload_bytes += 0 if vector is None else len(vector)
                     filled, slot = slot, None
-                    self._events.message(self.peer.node_id, self.conn, header, filled, folded)
+                    self._events.message(self.peer.node_id, self.conn, header, filled, folded, finite)
         finally:
             if slot is not None:
                 self._events.release(slot)

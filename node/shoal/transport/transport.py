@@ -72,7 +72,7 @@ class Transport:
             connection.send(header, payload, sent)
 
     def fold(self, peer_id: str, conn: int, kind: int, seq: int, mine: memoryview) -> None:
-        """The vector of the peer's message of that kind and number is wanted as half its difference to `mine`."""
+        """The vector of the peer's message of that kind and number is wanted as its difference to `mine`."""
         connection = self._peers.live.get(peer_id)
         if connection is not None and connection.conn == conn:
             connection.fold(kind, seq, mine)
