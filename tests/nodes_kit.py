@@ -27,7 +27,8 @@ GATED = f"{Path(__file__).parent / 'gated_task.py'}:Gated"
 
 
 class Shoal:
-    """Nodes of one shoal, with `common` settings. Each is given one address: that of the first node that runs."""
+    """Nodes of one shoal, with `common` settings. Each is given one address: that of the first node that runs. Vectors
+    travel, unless that is asked for otherwise: what is tested is for machines apart."""
 
     def __init__(self, folder: Path, **common: Any) -> None:
         self.folder = folder
@@ -37,6 +38,7 @@ class Shoal:
             "partition": "iid",
             "discovery": "static",
             "device": "cpu",
+            "share_memory": False,
             "log": "human",
             **common,
         }

@@ -22,7 +22,8 @@ log = logging.getLogger("shoal")
 
 
 class Bridge:
-    """Told by the transport on the event loop, one event at a time. `do` carries out what membership wants."""
+    """Told by the transport on the event loop, one event at a time. `do` carries out what membership wants,
+    `memory_of(node)` is where its vectors lie."""
 
     def __init__(
         self,
@@ -31,8 +32,10 @@ class Bridge:
         metrics: Metrics,
         greeter: Greeter,
         do: Callable[[list[Action]], None],
+        memory_of: Callable[[str], dict[str, Any] | None],
     ) -> None:
         self.child, self.membership, self.metrics, self.greeter, self._do = child, membership, metrics, greeter, do
+        self._memory_of = memory_of
         self.transport: Transport | None = None  # set by its maker, which needs this first
         self.heartbeats_received = 0
         self._incarnations: dict[tuple[str, int], int] = {}  # of the connections that are up
@@ -44,9 +47,12 @@ class Bridge:
         self.metrics.connection("up")
         self._incarnations[peer.node_id, conn] = peer.incarnation
         coordinates = peer.role == pb.ROLE_COORDINATOR
-        self.child.channel.send(
-            "up", peer=peer.node_id, conn=conn, incarnation=peer.incarnation, coordinates=coordinates
-        )
+        facts: dict[str, Any] = {
+            "incarnation": peer.incarnation,
+            "coordinates": coordinates,
+            "memory": self._memory_of(peer.node_id),
+        }
+        self.child.channel.send("up", b"", peer=peer.node_id, conn=conn, **facts)
         self._do(self.membership.link_up(peer.node_id, time.monotonic(), peer.incarnation))
 
     def down(self, peer_id: str, conn: int, reason: str) -> None:

@@ -107,7 +107,9 @@ class Daemon:
             do=self._do,
             connect=lambda identity: self.transport.connect(identity),
         )
-        self.bridge = Bridge(self.child, self.membership, self.metrics, self.greeter, self._do)
+        self.bridge = Bridge(
+            self.child, self.membership, self.metrics, self.greeter, self._do, self.reception.memory_of
+        )
         self.talk = Talk(
             s.task, self.child, self.bridge, self.metrics, self.process, joined=self._join, phase=self._phase
         )

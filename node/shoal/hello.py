@@ -41,7 +41,14 @@ def own(
         samples=ready["samples"],
         label_histogram=ready["histogram"],
         known=list(known)[:KNOWN_LIMIT],
+        memory=None if ready["memory"] is None else pb.SharedMemory(**ready["memory"]),
     )
+
+
+def memory(theirs: pb.Hello) -> dict[str, Any]:
+    """Where a node's vectors lie, as it says."""
+    said = theirs.memory
+    return {"machine": said.machine[:64], "pid": said.pid, "fd": said.fd, "name": said.name[:64]}
 
 
 def of_coordinator(
@@ -55,6 +62,7 @@ def of_coordinator(
     hello.protocol, hello.shoal, hello.samples = PROTOCOL_VERSION, shoal, 0
     hello.ClearField("label_histogram")
     hello.ClearField("known")
+    hello.ClearField("memory")
     hello.known.extend(list(known)[:KNOWN_LIMIT])
     return hello
 

@@ -7,9 +7,12 @@ in a packet when it is free again.
 """
 
 import asyncio
+import contextlib
+import fcntl
 import json
 import mmap
 import os
+import secrets
 import socket
 import struct
 import tempfile
@@ -24,6 +27,8 @@ LEAST_SLOT = 4096
 """Bytes of a slot at least: counts and scales travel in it, however small the model."""
 FRAME_LIMIT = 16 << 20
 """Bytes of one packet; a longer one is refused before anything is allocated for it."""
+NAME = "shoal"
+"""What the names of segments begin with; the rest is random."""
 QUEUE_LIMIT = 64 << 20
 """Bytes that may wait for the other process to read."""
 
@@ -109,7 +114,9 @@ class Segment:
     def create(cls) -> Self:
         """An empty one; hand `fd` to the child through `pass_fds`."""
         if hasattr(os, "memfd_create"):
-            return cls(os.memfd_create("shoal-vectors"))
+            fd = os.memfd_create(f"{NAME}-{secrets.token_hex(16)}", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+            os.fchmod(fd, 0o600)
+            return cls(fd)
         with tempfile.TemporaryFile() as file:  # without a name from the start
             return cls(os.dup(file.fileno()))
 
@@ -118,23 +125,32 @@ class Segment:
         """Maps what the other process has sized; keeps a duplicate of `fd`. ValueError if it is smaller."""
         segment = cls(-1)
         segment._lay_out(slot_bytes, slots)
-        found = os.fstat(fd).st_size
-        if found < segment._length():
-            raise ValueError(f"segment of {found} bytes, expected {segment._length()} for {slots} slots")
+        segment._fits(fd)
         segment.fd = os.dup(fd)
         segment._map = mmap.mmap(segment.fd, segment._length())
         return segment
 
+    @classmethod
+    def view(cls, fd: int, slot_bytes: int, slots: int) -> Self:
+        """Maps another node's for reading only, and keeps no descriptor. ValueError if it is smaller."""
+        segment = cls(-1)
+        segment._lay_out(slot_bytes, slots)
+        segment._fits(fd)
+        segment._map = mmap.mmap(fd, segment._length(), prot=mmap.PROT_READ)
+        return segment
+
     def size(self, slot_bytes: int, slots: int) -> None:
-        """Sizes the segment, once, and maps it; memory is taken as slots are written."""
+        """Sizes the segment, once and for all, and maps it; memory is taken as slots are written."""
         if self._map is not None:
             raise ValueError("the segment has its size already")
         self._lay_out(slot_bytes, slots)
         os.ftruncate(self.fd, self._length())
+        with contextlib.suppress(OSError, AttributeError):  # a plain file has no seals
+            fcntl.fcntl(self.fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL)
         self._map = mmap.mmap(self.fd, self._length())
 
     def slot(self, k: int) -> memoryview:
-        """Slot k, writable: (slot_bytes,) uint8."""
+        """Slot k: (slot_bytes,) uint8, writable but in a `view`."""
         if self._map is None or not 0 <= k < self.slots:
             raise IndexError(f"slot {k} of {self.slots}")
         start = k * self._stride
@@ -152,6 +168,11 @@ class Segment:
             raise ValueError(f"{slots} slots of {slot_bytes} bytes; expected at least one, of 0 bytes or more")
         self.slot_bytes, self.slots = slot_bytes, slots
         self._stride = max(1, -(-slot_bytes // _PAGE)) * _PAGE
+
+    def _fits(self, fd: int) -> None:
+        found = os.fstat(fd).st_size
+        if found < self._length():
+            raise ValueError(f"segment of {found} bytes, expected {self._length()} for {self.slots} slots")
 
     def _length(self) -> int:
         return self._stride * self.slots

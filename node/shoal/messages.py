@@ -18,6 +18,9 @@ Settling a pairwise average (`exchange.py`), i asks and decides, j answers:
                                  how many more follow with what the algorithm keeps beside x
 
 Synchronous rounds (`rounds.py`): POST + vector, answered by RECEIVED.
+
+Nodes of one machine (`sharing.py`): MAPPED says that the sender sees the receiver's slots, so that vectors need not
+travel, TAKEN that it is done with one.
 """
 
 import dataclasses
@@ -50,6 +53,8 @@ class Kind(enum.IntEnum):
     RECEIVED = 14
     REFUSE = 15
     GRANT = 16
+    MAPPED = 17
+    TAKEN = 18
 
 
 AVERAGES = frozenset({Kind.ACCEPT, Kind.VALUES})
@@ -72,7 +77,7 @@ class Message:
     """One message. Unused fields keep their defaults."""
 
     kind: Kind
-    seq: int = 0  # number of the exchange, counted by its initiator for each peer
+    seq: int = 0  # number of the exchange, counted by its initiator for each peer; TAKEN: the ticket
     initiator: int = 0  # incarnation of the initiator when the exchange began (QUERY, VERDICT)
     committed: bool = False  # VERDICT: I did; CONFIRM: my half is done, too
     reason: str = ""  # ABORT, REFUSE, BUSY

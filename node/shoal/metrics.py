@@ -103,6 +103,8 @@ TABLE = (
         "A peer that does not fit or is broken.", {"reason": REFUSED}),
     Row("shoal_sent_bytes_total", "counter", "bytes", "Bytes of frames sent to peers.", "More traffic."),
     Row("shoal_received_bytes_total", "counter", "bytes", "Bytes of frames received from peers.", "More traffic."),
+    Row("shoal_shared_bytes_total", "counter", "bytes", "Bytes of vectors that others read in this one's memory.",
+        "Less traffic.", status="shared_bytes"),
     Row("shoal_peer_rtt_seconds", "gauge", "seconds", "Smoothed round-trip time of heartbeats.", "Further or busier.",
         {"peer": ()}),
     Row("shoal_peer_codec", "gauge", "", "1 for the codec of the last average with that neighbour.", "No meaning.",

@@ -32,6 +32,7 @@ class Reception:
     ) -> None:
         self._settings, self._membership, self._greeter, self._seeking = settings, membership, greeter, seeking
         self._ready, self._do, self._connect = ready, do, connect
+        self._memories: dict[str, dict[str, Any]] = {}  # of nodes that let others of their machine read
 
     def hello(self) -> pb.Hello:
         """Only once the trainer is ready: it shows the task's fingerprint."""
@@ -51,11 +52,18 @@ class Reception:
                 self._do(self._membership.met(theirs.identity, theirs.samples, time.monotonic()))
             except Mismatch as error:
                 return str(error)
+            self._memories.pop(theirs.identity.node_id, None)
+            if theirs.HasField("memory"):
+                self._memories[theirs.identity.node_id] = hello.memory(theirs)
             self._connect(theirs.identity)
             source = f"member {theirs.identity.node_id}"
             for identity in theirs.known[: hello.KNOWN_LIMIT]:
                 self._greeter.consider(Candidate(identity.address, source, identity.node_id))
         return reason
+
+    def memory_of(self, peer_id: str) -> dict[str, Any] | None:
+        """Where that node's vectors lie, by its last Hello; None where nobody may read them."""
+        return self._memories.get(peer_id)
 
     def is_known(self, candidate: Candidate) -> bool:
         """Whether that address is this node's own, or a live member's. A coordinator that starts again at its address

@@ -270,6 +270,9 @@ class Settings:
     insecure: bool = setting(
         False, "Allow listening beyond loopback without TLS. Anyone who reaches the port can join.", "node"
     )
+    share_memory: bool = setting(
+        True, "Let other nodes of this machine and user read vectors in memory, and read theirs.", "node"
+    )
     discovery: str = setting(
         "mdns,static",
         "How peers are found, joined by commas: mdns, static, or both.",

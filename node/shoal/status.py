@@ -70,6 +70,8 @@ def own_figures(
         "histogram": ready.get("histogram", []),
         "exchanges": {"done": done, **tally},
         "codec": settings.codec,
+        "in_memory": trained.get("in_memory", []),
+        "bytes_shared": trained.get("shared_bytes", 0),
         "in_doubt": trained.get("in_doubt", 0),
         "averages_per_gradient": done / gradients if gradients else None,
         "bytes_sent": sum(one.sent_bytes for one in counted),

@@ -32,6 +32,9 @@ class Shape(NamedTuple):
 
     elements: int
     dtype: str  # a key of ELEMENT_BYTES
+    slot: int | None = None  # of the sender's shared memory, where it lies; None where it travels
+    ticket: int = 0  # by which the receiver says that it is done with that slot
+    sum: int = 0  # of its words there (`words.py`)
 
     @property
     def nbytes(self) -> int:
@@ -61,7 +64,10 @@ def encode(message: Message, shape: Shape | None) -> bytes:
         tag = message.tag
         header.tag.CopyFrom(pb.Tag(view=tag.view, round=tag.round, purpose=tag.purpose, step=tag.step))
     if shape is not None:
-        header.vector.CopyFrom(pb.Vector(elements=shape.elements, dtype=DTYPES[shape.dtype], bytes=shape.nbytes))
+        vector = pb.Vector(elements=shape.elements, dtype=DTYPES[shape.dtype], bytes=shape.nbytes)
+        if shape.slot is not None:
+            vector.slot, vector.ticket, vector.sum = shape.slot + 1, shape.ticket, shape.sum
+        header.vector.CopyFrom(vector)
     return header.SerializeToString()
 
 
@@ -131,6 +137,8 @@ def _shape(kind: Kind, vector: pb.Vector) -> Shape:
     if dtype is None:
         raise BadFrame(f"{kind.name} with a vector of unknown dtype {vector.dtype}; known: {', '.join(DTYPES)}")
     shape = Shape(vector.elements, dtype)
+    if vector.slot:
+        shape = Shape(vector.elements, dtype, vector.slot - 1, vector.ticket, vector.sum)
     if vector.bytes != shape.nbytes:
         raise BadFrame(
             f"{kind.name} with {vector.elements} {dtype} elements in {vector.bytes} bytes, not {shape.nbytes}"

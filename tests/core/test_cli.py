@@ -231,6 +231,8 @@ STATUS: dict[str, Any] = {
         "codec": "f32",
         "bytes_sent": 5_200_000,
         "bytes_received": 512,
+        "bytes_shared": 3_000_000,
+        "in_memory": ["b-123456"],
         "averages_per_gradient": 1.07,
     },
     "view": {"id": "5f", "number": 1, "members": ["a-00ff00", "b-123456"]},
@@ -308,14 +310,25 @@ def test_the_table_shows_the_node_its_members_and_what_it_waits_for() -> None:
         "0.8750, of all 0.9000",
         "287 samples, by label [142, 145, 0]",
         "130 done, 4 busy, 1 gone; 1.07 averages a gradient",
-        "5.2 MB sent, 512 B received",
+        "5.2 MB sent, 512 B received, 3 MB in memory",
         "2 in view 1 of shoal default",
         "waits for c since 3.2 s: no post of round 7",
     ):
         assert part in text
     (row,) = (line for line in text.splitlines() if "127.0.0.1:5001" in line)
     cells = re.split(r" {2,}", row.strip())
-    assert cells == ["b", "127.0.0.1:5001", "alive", "training", "99", "0.5000", "0.7500", "1.5 ms", "0.2 s", "q8"]
+    assert cells == [
+        "b",
+        "127.0.0.1:5001",
+        "alive",
+        "training",
+        "99",
+        "0.5000",
+        "0.7500",
+        "1.5 ms",
+        "0.2 s",
+        "q8 in memory",
+    ]
 
 
 def test_of_a_coordinator_the_table_shows_rounds_and_votes_or_the_model() -> None:

@@ -10,8 +10,9 @@ from hypothesis import strategies as st
 
 from shoal.errors import BadFrame
 from shoal.link import LEAST_SLOT
-from shoal.transport.frames import CHUNK_BYTES, FRAME_LIMIT, HEADER_LIMIT, Assembler, Sum, frames, words_of
+from shoal.transport.frames import CHUNK_BYTES, FRAME_LIMIT, HEADER_LIMIT, Assembler, Sum, frames
 from shoal.v1 import node_pb2 as pb
+from shoal.words import words_of
 
 Frame = type[pb.ExchangeRequest] | type[pb.ExchangeResponse]
 BOTH = pytest.mark.parametrize("frame_type", [pb.ExchangeRequest, pb.ExchangeResponse])

@@ -8,8 +8,9 @@ import torch
 
 from shoal.link import TRANSMIT, Segment
 from shoal.messages import Kind, Message
-from shoal.trainer.outbox import LENT, Outbox
-from shoal.wire import decode
+from shoal.trainer.outbox import LENT, READ, Outbox
+from shoal.wire import Shape, decode
+from shoal.words import words_of
 
 N = 1000
 
@@ -22,7 +23,8 @@ class Channel:
 
     def send(self, kind: str, /, body: bytes = b"", **fields: Any) -> None:
         assert kind == "send"
-        self.sent.append({"message": decode(body)[0], **fields})
+        message, shape = decode(body)
+        self.sent.append({"message": message, "shape": shape, **fields})
 
     def slots(self) -> list[int]:
         return [packet["slot"] for packet in self.sent]
@@ -128,3 +130,121 @@ def test_shared_memory_is_gone_with_its_last_holder(made: Made) -> None:
     made.segment.close()
     with pytest.raises(OSError, match="Bad file descriptor"):
         os.fstat(number)
+
+
+# --- nodes of the same machine --------------------------------------------------------------------------------------
+
+
+class Reader(Made):
+    """An outbox whose slots `b` sees, and that process."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.alive = True
+        self.outbox.read_by("b", lambda: self.alive)
+
+    def announced(self) -> list[Shape]:
+        """Of what was sent so far, and forgotten by that."""
+        shapes = [packet["shape"] for packet in self.channel.sent]
+        self.channel.sent.clear()
+        return shapes
+
+
+@pytest.fixture
+def reader() -> Reader:
+    return Reader()
+
+
+def test_a_reader_is_told_where_the_vector_lies_and_the_daemon_moves_nothing(reader: Reader) -> None:
+    vector = torch.randn(N)
+    reader.send(vector)
+    assert reader.channel.slots() == [-1]
+    assert not reader.channel.sent[0]["fold"]
+    (shape,) = reader.announced()
+    assert shape.slot is not None
+    assert torch.equal(reader.in_slot(shape.slot), vector)
+    assert shape.sum == words_of(memoryview(vector.numpy()).cast("B")) % 2**64
+    assert reader.outbox.shared_bytes == vector.nbytes
+
+
+def test_what_was_lent_is_read_from_where_it_lies(reader: Reader) -> None:
+    lent = reader.outbox.lend(torch.empty(N))
+    assert lent is not None
+    lent.fill_(3)
+    reader.send(lent)
+    (shape,) = reader.announced()
+    assert shape.slot is not None
+    assert reader.in_slot(shape.slot).data_ptr() == lent.data_ptr()
+
+
+def test_a_slot_is_used_again_when_its_reader_has_taken_it(reader: Reader) -> None:
+    reader.send(torch.zeros(N))
+    reader.send(torch.ones(N))
+    first, second = reader.announced()
+    assert (first.slot, second.slot) == (0, 1)
+    reader.outbox.taken("b", first.ticket)
+    reader.send(torch.zeros(N))
+    assert [shape.slot for shape in reader.announced()] == [0]
+
+
+@pytest.mark.parametrize(("who", "ticket"), [("c", 1), ("b", 2), ("b", 0)])
+def test_only_the_reader_can_take_what_it_was_given(reader: Reader, who: str, ticket: int) -> None:
+    reader.send(torch.zeros(N))
+    reader.outbox.taken(who, ticket)
+    reader.send(torch.zeros(N))
+    assert [shape.slot for shape in reader.announced()] == [0, 1]
+
+
+def test_a_ticket_counts_once(reader: Reader) -> None:
+    reader.send(torch.zeros(N))
+    (shape,) = reader.announced()
+    for _ in range(2):
+        reader.outbox.taken("b", shape.ticket)
+    for _ in range(TRANSMIT):
+        reader.send(torch.zeros(N), Kind.MODEL)
+    slots = [packet["shape"].slot if packet["slot"] < 0 else packet["slot"] for packet in reader.channel.sent]
+    assert sorted(slots) == list(range(TRANSMIT))  # none of them twice
+
+
+def test_a_reader_that_hangs_does_not_keep_all_slots(reader: Reader) -> None:
+    """What goes to it beyond that travels."""
+    for _ in range(READ + 1):
+        reader.send(torch.zeros(N))
+    assert [packet["slot"] for packet in reader.channel.sent] == [-1] * READ + [READ]
+
+
+def test_what_a_reader_had_when_the_connection_broke_stays_as_it_is_until_it_is_back(reader: Reader) -> None:
+    """It may be adding it to its model just now."""
+    for k in range(READ):
+        reader.send(torch.full((N,), float(k)))
+    reader.outbox.unread_by("b")
+    for _ in range(TRANSMIT - READ + 1):
+        reader.send(torch.full((N,), 9.0))
+    assert [float(reader.in_slot(k)[0]) for k in range(READ)] == [float(k) for k in range(READ)]
+    assert len(reader.channel.sent) == TRANSMIT  # one waits
+    reader.outbox.read_by("b", lambda: True)
+    assert len(reader.channel.sent) == TRANSMIT + 1
+
+
+def test_what_a_reader_had_is_free_when_its_process_is_gone(reader: Reader) -> None:
+    for _ in range(READ):
+        reader.send(torch.zeros(N))
+    reader.outbox.unread_by("b")
+    reader.outbox.read_by("c", lambda: True)
+    reader.channel.sent.clear()
+    for alive in (True, False):
+        reader.alive = alive
+        reader.outbox.send("c", 1, Message(Kind.VALUES, seq=1, vector=torch.zeros(N)))
+    assert [packet["slot"] < 0 for packet in reader.channel.sent] == [False, True]
+
+
+def test_a_lent_slot_that_is_read_is_free_only_when_both_are_done(reader: Reader) -> None:
+    lent = reader.outbox.lend(torch.empty(N))
+    reader.send(lent)
+    (shape,) = reader.announced()
+    del lent
+    reader.send(torch.ones(N))
+    assert [s.slot for s in reader.announced()] == [1]
+    reader.outbox.taken("b", shape.ticket)
+    reader.send(torch.ones(N))
+    assert [s.slot for s in reader.announced()] == [0]

@@ -86,12 +86,14 @@ class Drifting:
 
 
 @contextlib.asynccontextmanager
-async def drifting(folder: Path, shears: Shears, *, rounds: int, seed: int) -> AsyncIterator[Drifting]:
+async def drifting(
+    folder: Path, shears: Shears, *, rounds: int, seed: int, share_memory: bool = False
+) -> AsyncIterator[Drifting]:
     settings = Settings(algorithm="ad-psgd", topology="complete", lr=LR, batch=1, rounds=rounds, seed=seed)
     run = {key: value for key, value in settings.run_document().items() if value is not None}
     own = {"task": f"{drift_task.__file__}:Drift", "emulate_compute_s": 0.015, "checkpoint_every": 0, "eval_every": 0}
     async with contextlib.AsyncExitStack() as stack:
-        shoal = stack.enter_context(shoal_in(folder, **{**own, **run}))
+        shoal = stack.enter_context(shoal_in(folder, **{**own, **run, "share_memory": share_memory}))
         it = Drifting(shoal, settings, shears)
         await it.prepare(stack)
         yield it
@@ -168,9 +170,12 @@ def cutting(seed: int) -> Shears:
     return Shears(seed, chance=0.02, elsewhere=0.001, surely=dict.fromkeys(DECIDING, 1))
 
 
-async def test_the_sum_is_kept_over_500_averages_with_cuts_in_every_message_that_decides(tmp_path: Path) -> None:
+@pytest.mark.parametrize("memory", [False, True], ids=["on the wire", "in memory"])
+async def test_the_sum_is_kept_over_500_averages_with_cuts_in_every_message_that_decides(
+    memory: bool, tmp_path: Path
+) -> None:
     shears = cutting(1)
-    async with drifting(tmp_path, shears, rounds=360, seed=1) as it:
+    async with drifting(tmp_path, shears, rounds=360, seed=1, share_memory=memory) as it:
         nodes = await it.start_all()
         assert await it.codes(*nodes) == [0] * N
     books = account(it.x0, nodes)

@@ -131,7 +131,7 @@ def test_a_killed_daemon_takes_its_trainer_along_though_a_gradient_hangs(tmp_pat
         shoal.until_step(3, node)
         pid = trainer(node)
         mapped = Path(f"/proc/{pid}/maps").read_text()
-        assert "memfd:shoal-vectors" in mapped, "what the two share has no name that could stay behind"
+        assert "memfd:shoal-" in mapped, "what the two share has no name that could stay behind"
         assert "/dev/shm/" not in mapped
         node.process.kill()
         shoal.until(lambda: not is_alive(pid), "its trainer ends")

@@ -136,7 +136,8 @@ def _node_table(status: dict[str, Any]) -> Table:
         "data": f"{_text(node, 'samples')} samples, by label {_text(node, 'histogram')}",
         "exchanges": f"{_text(exchanges, 'done')} done, {_text(exchanges, 'busy')} busy,"
         f" {_text(exchanges, 'gone')} gone; {_number(node.get('averages_per_gradient'), '.2f')} averages a gradient",
-        "bytes": f"{_bytes(node.get('bytes_sent'))} sent, {_bytes(node.get('bytes_received'))} received",
+        "bytes": f"{_bytes(node.get('bytes_sent'))} sent, {_bytes(node.get('bytes_received'))} received,"
+        f" {_bytes(node.get('bytes_shared'))} in memory",
         "members": f"{len(members)} in view {_text(view, 'number')} of shoal {_text(shoal, 'name')}",
     }
     return _rows(rows)
@@ -173,7 +174,8 @@ def _rows(rows: dict[str, str]) -> Table:
 
 def _member_table(status: dict[str, Any]) -> Table:
     table = Table(*MEMBER_COLUMNS, header_style="bold", box=None, pad_edge=False)
-    codecs = _dict(_dict(_dict(status, "node"), "exchanges"), "codecs")
+    node = _dict(status, "node")
+    codecs, in_memory = _dict(_dict(node, "exchanges"), "codecs"), _list(node, "in_memory")
     for member in _list(status, "members"):
         if not isinstance(member, dict):
             continue
@@ -182,7 +184,8 @@ def _member_table(status: dict[str, Any]) -> Table:
         cells += [_number(member.get("loss"), ".4f"), _number(member.get("accuracy"), ".4f")]
         cells.append(_number(rtt * 1000 if _is_number(rtt) else None, ".1f", " ms"))
         cells.append(_number(member.get("heard_s_ago"), ".1f", " s"))
-        cells.append(_text(codecs, str(member.get("id"))))
+        where = " in memory" if member.get("id") in in_memory else ""
+        cells.append(_text(codecs, str(member.get("id"))) + where)
         gone = member.get("state") in ("suspect", "gone")
         table.add_row(*(Text(cell) for cell in cells), style="red" if gone else "")
     return table

@@ -121,9 +121,10 @@ class Fleet:
 
 
 def loopback_nodes(count: int, **settings: Any) -> list[dict[str, Any]]:
-    """Settings of `count` nodes node-1, node-2, ... that start together, each with its part of the data."""
+    """Settings of `count` nodes node-1, node-2, ... that start together, each with its part of the data. Their vectors
+    travel, as between machines."""
     width = len(str(count))
-    common = {"min_nodes": count, "device": "cpu", "log": "human", **settings}
+    common = {"min_nodes": count, "device": "cpu", "log": "human", "share_memory": False, **settings}
     return [{"name": f"node-{k + 1:0{width}}", "shard": f"{k}/{count}", **common} for k in range(count)]
 
 

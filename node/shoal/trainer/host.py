@@ -3,7 +3,9 @@
 import asyncio
 import contextlib
 import dataclasses
+import functools
 import itertools
+import logging
 import math
 import time
 import traceback
@@ -28,10 +30,14 @@ from shoal.link import LEAST_SLOT, RECEIVE, TRANSMIT, Channel, Packet, Segment
 from shoal.messages import AVERAGES, Kind, Message, PeerId
 from shoal.runtime import Runtime, View
 from shoal.settings import Settings
+from shoal.sharing import Memory
 from shoal.trainer.keeper import Keeper
 from shoal.trainer.outbox import DTYPES, Outbox
+from shoal.trainer.windows import Windows
 
 T = TypeVar("T")
+
+log = logging.getLogger(__name__)
 
 STATUS_EVERY_S = 0.2
 LEAVE_WITHIN_S = 1.0
@@ -71,6 +77,7 @@ class TrainerHost:
         self.slot_bytes = max(LEAST_SLOT, state.nbytes)
         segment.size(self.slot_bytes, TRANSMIT + RECEIVE)
         self.outbox = Outbox(channel, segment, fold=state.dtype == torch.float32)
+        self.windows = Windows(memory_fd, self.slot_bytes, wanted=s.share_memory)
         received = range(TRANSMIT, TRANSMIT + RECEIVE)
         self._received = {k: torch.frombuffer(segment.slot(k), dtype=torch.uint8) for k in received}
         self._computing = ThreadPoolExecutor(1, thread_name_prefix="compute")
@@ -181,6 +188,7 @@ class TrainerHost:
             samples=runtime.learner.samples,
             histogram=runtime.learner.histogram,
             classes=list(self.task.classes),
+            memory=None if self.windows.own is None else self.windows.own._asdict(),
             step=self._step,
             gradients=runtime.gradients,
             device=str(runtime.state.device),
@@ -207,12 +215,12 @@ class TrainerHost:
             case "sent":
                 self.outbox.sent(fields["slot"])
             case "up":
-                peer = fields["peer"]
-                self._connections[peer] = fields["conn"]
-                runtime.up(peer, coordinates=fields["coordinates"])
+                self._on_up(fields)
             case "down":
                 self._connections.pop(fields["peer"], None)
+                self.outbox.unread_by(fields["peer"])
                 runtime.down(fields["peer"])
+                self.windows.close(fields["peer"])
             case "totals":
                 for node, gradients in fields["gradients"].items():
                     self._learn(node, gradients)
@@ -223,20 +231,40 @@ class TrainerHost:
             case other:
                 raise BadFrame(f"packet {other!r} from the daemon is unknown")
 
+    def _on_up(self, fields: dict[str, Any]) -> None:
+        peer, memory = fields["peer"], fields["memory"]
+        self._connections[peer] = fields["conn"]
+        why_not = self.windows.open(peer, None if memory is None else Memory(**memory))
+        if not why_not:
+            self.outbox.send(peer, fields["conn"], Message(Kind.MAPPED))
+        elif memory is not None:
+            log.debug("vectors of %s travel: %s", peer, why_not)
+        self.runtime.up(peer, coordinates=fields["coordinates"])
+
     def _on_message(self, fields: dict[str, Any], header: bytes) -> None:
         peer, slot = fields["peer"], fields["slot"]
+        done: Callable[[], None] | None = None  # with the memory of the vector
         try:
             message, shape = wire.decode(header)
             if shape is not None:
-                vector = self._received[slot][: shape.nbytes].view(DTYPES[shape.dtype])
+                if shape.slot is None:
+                    vector = self._received[slot][: shape.nbytes].view(DTYPES[shape.dtype])
+                    finite, done = fields["finite"], functools.partial(self.channel.send, "free", slot=slot)
+                else:
+                    done = functools.partial(self._taken, peer, fields["conn"], shape.ticket)
+                    vector, finite = self.windows.vector(peer, shape)
                 if message.kind in AVERAGES and self.runtime.state.device.type == "cpu":
-                    weakref.finalize(vector, self.channel.send, "free", slot=slot).atexit = False
-                    slot = -1
+                    weakref.finalize(vector, done).atexit = False
+                    done = None
                 else:
                     vector = vector.to(self.runtime.state.device, copy=True)
-                message = dataclasses.replace(message, vector=vector, folded=fields["folded"], finite=fields["finite"])
+                message = dataclasses.replace(message, vector=vector, folded=fields["folded"], finite=finite)
                 del vector  # but for the message nobody holds it here
-            if peer in self._connections:
+            if message.kind is Kind.MAPPED and peer in self.windows:
+                self.outbox.read_by(peer, self.windows.presence(peer))
+            elif message.kind is Kind.TAKEN:
+                self.outbox.taken(peer, message.seq)
+            elif message.kind is not Kind.MAPPED and peer in self._connections:
                 for node, gradients in ((peer, message.gradients), *message.heard):
                     self._learn(node, gradients)
                 refused = self.runtime.settlement.tally.refused
@@ -249,8 +277,13 @@ class TrainerHost:
             else:
                 self.channel.send("refused", peer=peer, conn=fields["conn"], reason=str(error))
         finally:
-            if slot >= 0:
-                self.channel.send("free", slot=slot)
+            if done is not None:
+                done()
+
+    def _taken(self, peer: PeerId, conn: int, ticket: int) -> None:
+        """A peer's slot is not read any more; of an earlier connection it knows that by itself."""
+        if self._connections.get(peer) == conn:
+            self.outbox.send(peer, conn, Message(Kind.TAKEN, seq=ticket))
 
     def _warn_of(self, peer: PeerId) -> None:
         """Once, and not for each of its vectors: they will hardly become better."""
@@ -364,6 +397,8 @@ class TrainerHost:
             seconds=runtime.seconds,
             exchange_seconds=runtime.take_durations(),
             waits=runtime.waits(),
+            in_memory=[peer for peer in self.outbox.readers if peer in self.windows],
+            shared_bytes=self.outbox.shared_bytes,
             saved_at=self.keeper.saved_at,
             checkpoint=self.keeper.saved,
             save_failures=self.keeper.failures,

@@ -1,8 +1,12 @@
-"""Messages on their way from the worker to the daemon: headers over the socket, vectors in shared memory."""
+"""Messages on their way from the worker to others: headers over the socket to the daemon, vectors in shared memory,
+where the daemon reads them, or another node of this machine."""
 
 import heapq
+import itertools
 import weakref
-from collections import deque
+from collections import Counter, deque
+from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -10,11 +14,22 @@ from torch import Tensor
 from shoal import wire
 from shoal.link import TRANSMIT, Channel, Segment
 from shoal.messages import AVERAGES, Message, PeerId
+from shoal.words import words_of
 
 DTYPES = {"f32": torch.float32, "f64": torch.float64, "u8": torch.uint8}
 """What travels, by the names of `wire.ELEMENT_BYTES`."""
 LENT = TRANSMIT // 2
 """Slots that may be lent at a time; the others are for what is sent without having been lent."""
+READ = TRANSMIT // 2
+"""Slots that other nodes may be reading at a time: one that hangs must not keep them all."""
+
+
+class Reading(NamedTuple):
+    """A slot that another node reads, or was reading when the connection to it broke."""
+
+    peer: PeerId
+    slot: int
+    present: Callable[[], bool]  # whether its process is still there
 
 
 def shape_of(vector: Tensor) -> wire.Shape:
@@ -27,18 +42,23 @@ class Outbox:
     """Keeps the order of the messages; a vector waits for a free slot of the shared memory, unless it lies in one."""
 
     def __init__(self, channel: Channel, segment: Segment, fold: bool) -> None:
-        """`fold`: the daemon makes half the difference of what was lent for an average and of what comes back."""
+        """`fold`: the daemon makes the difference of what was lent for an average and of what comes back."""
         self._channel = channel
         self._fold = fold
+        self._segment = segment
         self._free = list(range(TRANSMIT))  # a heap: the lowest is taken first, so that few ever take memory
         self._slots = [torch.frombuffer(segment.slot(k), dtype=torch.uint8) for k in range(TRANSMIT)]
         self._lent: dict[int, int] = {}  # address of the tensor -> slot, while its borrower holds it
-        self._on_the_way: set[int] = set()  # slots that the daemon reads
+        self._readers: dict[PeerId, Callable[[], bool]] = {}  # who sees our slots; whether its process is there
+        self._readings: dict[int, Reading] = {}  # by ticket
+        self._tickets = itertools.count(1)
+        self._used: Counter[int] = Counter()  # how many read a slot, the daemon included
         self._waiting: deque[tuple[PeerId, int, Message]] = deque()
+        self.shared_bytes = 0  # that other nodes read where they lay
 
     def lend(self, like: Tensor) -> Tensor | None:
         """A slot as a tensor of that shape and dtype, which `send` need not copy; None when there is none to spare.
-        It is free again when nobody holds the tensor any more and its bytes have been sent."""
+        It is free again when nobody holds the tensor any more and nobody reads its bytes."""
         if like.device.type != "cpu" or len(self._lent) >= LENT or not self._free:
             return None
         slot = heapq.heappop(self._free)
@@ -53,31 +73,90 @@ class Outbox:
         self._pump()
 
     def sent(self, slot: int) -> None:
-        """The daemon has written that slot's vector to the network, or dropped it."""
-        self._on_the_way.discard(slot)
-        if slot not in self._lent.values():
-            heapq.heappush(self._free, slot)
-            self._pump()
+        """The daemon has written that slot's vector to the network, or dropped it; or its reader is done."""
+        self._used[slot] -= 1
+        self._free_if_unused(slot)
+        self._pump()
+
+    # --- nodes of this machine ----------------------------------------------------------------------------------
+
+    def read_by(self, peer: PeerId, present: Callable[[], bool]) -> None:
+        """`peer` sees our slots. What it read over an earlier connection it is done with: it says this after that."""
+        self._readers[peer] = present
+        self._end_readings(lambda reading: reading.peer == peer)
+        self._pump()
+
+    def unread_by(self, peer: PeerId) -> None:
+        """The connection broke. What it was reading stays as it is until it is back, or its process gone."""
+        self._readers.pop(peer, None)
+
+    def taken(self, peer: PeerId, ticket: int) -> None:
+        """`peer` is done with what it was given that ticket for. Anything else is ignored."""
+        reading = self._readings.get(ticket)
+        if reading is not None and reading.peer == peer:
+            del self._readings[ticket]
+            self.sent(reading.slot)
+
+    @property
+    def readers(self) -> list[PeerId]:
+        """Who sees our slots, sorted."""
+        return sorted(self._readers)
+
+    def _may_read(self, peer: PeerId) -> bool:
+        if len(self._readings) >= READ:
+            self._end_readings(lambda reading: reading.peer not in self._readers and not reading.present())
+        return peer in self._readers and len(self._readings) < READ
+
+    def _end_readings(self, over: Callable[[Reading], bool]) -> None:
+        for ticket, reading in list(self._readings.items()):
+            if over(reading):
+                del self._readings[ticket]
+                self._used[reading.slot] -= 1
+                self._free_if_unused(reading.slot)
+
+    # --- inside -------------------------------------------------------------------------------------------------
 
     def _returned(self, address: int) -> None:
-        slot = self._lent.pop(address)
-        if slot not in self._on_the_way:
-            heapq.heappush(self._free, slot)
+        if self._free_if_unused(self._lent.pop(address)):  # not while `_pump` lets go of what it has just sent
             self._pump()
+
+    def _free_if_unused(self, slot: int) -> bool:
+        unused = not self._used[slot] and slot not in self._lent.values()
+        if unused:
+            heapq.heappush(self._free, slot)
+        return unused
 
     def _pump(self) -> None:
         while self._waiting:
             peer, conn, message = self._waiting[0]
-            slot, shape, fold = -1, None, False
-            if message.vector is not None:
-                shape = shape_of(message.vector)
+            if message.vector is None:
+                body, slot, fold = wire.encode(message, None), -1, False
+            else:
                 lent = self._lent.get(message.vector.data_ptr())
                 if lent is None and not self._free:
                     return
-                slot = heapq.heappop(self._free) if lent is None else lent
-                if lent is None:
-                    self._slots[slot][: shape.nbytes].view(message.vector.dtype).copy_(message.vector)
-                self._on_the_way.add(slot)
-                fold = self._fold and lent is not None and message.kind in AVERAGES
+                slot = self._filled(message.vector) if lent is None else lent
+                self._used[slot] += 1
+                body, shared = self._announced(peer, message, slot)
+                fold = self._fold and lent is not None and message.kind in AVERAGES and not shared
+                slot = -1 if shared else slot
             self._waiting.popleft()
-            self._channel.send("send", body=wire.encode(message, shape), peer=peer, conn=conn, slot=slot, fold=fold)
+            self._channel.send("send", body=body, peer=peer, conn=conn, slot=slot, fold=fold)
+
+    def _filled(self, vector: Tensor) -> int:
+        slot = heapq.heappop(self._free)
+        self._slots[slot][: vector.nbytes].view(vector.dtype).copy_(vector)
+        return slot
+
+    def _announced(self, peer: PeerId, message: Message, slot: int) -> tuple[bytes, bool]:
+        """(the header; whether the peer reads the vector in its slot, and none of it travels)."""
+        assert message.vector is not None
+        shape = shape_of(message.vector)
+        shared = self._may_read(peer)
+        if shared:
+            ticket = next(self._tickets)
+            self._readings[ticket] = Reading(peer, slot, self._readers[peer])
+            words = words_of(self._segment.slot(slot)[: shape.nbytes]) & 0xFFFF_FFFF_FFFF_FFFF
+            shape = shape._replace(slot=slot, ticket=ticket, sum=words)
+            self.shared_bytes += shape.nbytes
+        return wire.encode(message, shape), shared

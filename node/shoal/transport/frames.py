@@ -18,11 +18,10 @@ from google.protobuf.message import DecodeError
 from shoal.errors import BadFrame
 from shoal.link import LEAST_SLOT
 from shoal.v1 import node_pb2 as pb
+from shoal.words import PIECE_BYTES, words_of
 
 CHUNK_BYTES = 1 << 21
 """Payload of one chunk, at most. Over gRPC twice as much is no faster, a sixteenth half as fast."""
-PIECE_BYTES = 1 << 17
-"""What is copied, summed and folded in one go, while it lies in the cache."""
 HEADER_LIMIT = 16 << 10
 """Bytes of a header, at most: more than all that `shoal.wire` lets through at its longest."""
 FRAME_LIMIT = CHUNK_BYTES + 16
@@ -48,13 +47,6 @@ def frames(header: bytes, payload: memoryview | None, chunk_bytes: int = CHUNK_B
         sums.add(words_of(chunk))
         yield _aligned(chunk)
     yield _frame(_TRAILER, pb.Trailer(sum=sums.total).SerializeToString())
-
-
-def words_of(chunk: memoryview) -> int:
-    """The sum of its words, perhaps modulo 2^64. That of a chunk is that of its parts, cut at words."""
-    whole = len(chunk) & ~7
-    words = int(np.add.reduce(np.frombuffer(chunk[:whole], "<u8")))
-    return words + int.from_bytes(chunk[whole:], "little")
 
 
 class Sum:
@@ -173,7 +165,7 @@ class Assembler:
             read = pb.Header.FromString(header)
         except DecodeError as error:
             raise BadFrame(f"header from {self._peer} is not a Header: {error}") from None
-        if not read.HasField("vector"):
+        if not read.HasField("vector") or read.vector.slot:  # what lies in shared memory the worker looks at
             return Whole(header, None)
         size = read.vector.bytes
         # A post may be a piece of a vector (`ring.py`), and a packed vector is shorter; the worker knows how long.

@@ -109,6 +109,8 @@ class _MessageKindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_MessageKi
     MESSAGE_KIND_RECEIVED: _MessageKind.ValueType  # 14
     MESSAGE_KIND_REFUSE: _MessageKind.ValueType  # 15
     MESSAGE_KIND_GRANT: _MessageKind.ValueType  # 16
+    MESSAGE_KIND_MAPPED: _MessageKind.ValueType  # 17
+    MESSAGE_KIND_TAKEN: _MessageKind.ValueType  # 18
 
 class MessageKind(_MessageKind, metaclass=_MessageKindEnumTypeWrapper): ...
 
@@ -129,6 +131,8 @@ MESSAGE_KIND_POST: MessageKind.ValueType  # 13
 MESSAGE_KIND_RECEIVED: MessageKind.ValueType  # 14
 MESSAGE_KIND_REFUSE: MessageKind.ValueType  # 15
 MESSAGE_KIND_GRANT: MessageKind.ValueType  # 16
+MESSAGE_KIND_MAPPED: MessageKind.ValueType  # 17
+MESSAGE_KIND_TAKEN: MessageKind.ValueType  # 18
 Global___MessageKind: _TypeAlias = MessageKind  # noqa: Y015
 
 class _Dtype:
@@ -246,6 +250,7 @@ class Hello(_message.Message):
     LABEL_HISTOGRAM_FIELD_NUMBER: _builtins.int
     KNOWN_FIELD_NUMBER: _builtins.int
     ELEMENT_BYTES_FIELD_NUMBER: _builtins.int
+    MEMORY_FIELD_NUMBER: _builtins.int
     protocol: _builtins.int
     shoal: _builtins.str
     task_fingerprint: _builtins.str
@@ -270,6 +275,10 @@ class Hello(_message.Message):
     def known(self) -> _containers.RepeatedCompositeFieldContainer[Global___Identity]:
         """members that the sender knows, so that one working seed is enough"""
 
+    @_builtins.property
+    def memory(self) -> Global___SharedMemory:
+        """absent: nobody may read it"""
+
     def __init__(
         self,
         *,
@@ -285,14 +294,46 @@ class Hello(_message.Message):
         label_histogram: _abc.Iterable[_builtins.int] | None = ...,
         known: _abc.Iterable[Global___Identity] | None = ...,
         element_bytes: _builtins.int = ...,
+        memory: Global___SharedMemory | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["identity", b"identity"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["identity", b"identity", "memory", b"memory"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["element_bytes", b"element_bytes", "elements", b"elements", "identity", b"identity", "known", b"known", "label_histogram", b"label_histogram", "protocol", b"protocol", "run_document", b"run_document", "run_fingerprint", b"run_fingerprint", "samples", b"samples", "shoal", b"shoal", "task_document", b"task_document", "task_fingerprint", b"task_fingerprint"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["element_bytes", b"element_bytes", "elements", b"elements", "identity", b"identity", "known", b"known", "label_histogram", b"label_histogram", "memory", b"memory", "protocol", b"protocol", "run_document", b"run_document", "run_fingerprint", b"run_fingerprint", "samples", b"samples", "shoal", b"shoal", "task_document", b"task_document", "task_fingerprint", b"task_fingerprint"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Hello: _TypeAlias = Hello  # noqa: Y015
+
+@_typing.final
+class SharedMemory(_message.Message):
+    """Where vectors lie that other nodes of the same machine may read, as they see it under /proc."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MACHINE_FIELD_NUMBER: _builtins.int
+    PID_FIELD_NUMBER: _builtins.int
+    FD_FIELD_NUMBER: _builtins.int
+    NAME_FIELD_NUMBER: _builtins.int
+    machine: _builtins.str
+    """a hash of what the machine is at this boot, and of the name"""
+    pid: _builtins.int
+    fd: _builtins.int
+    name: _builtins.str
+    def __init__(
+        self,
+        *,
+        machine: _builtins.str = ...,
+        pid: _builtins.int = ...,
+        fd: _builtins.int = ...,
+        name: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["fd", b"fd", "machine", b"machine", "name", b"name", "pid", b"pid"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SharedMemory: _TypeAlias = SharedMemory  # noqa: Y015
 
 @_typing.final
 class ControlRequest(_message.Message):
@@ -650,20 +691,34 @@ class Vector(_message.Message):
     ELEMENTS_FIELD_NUMBER: _builtins.int
     DTYPE_FIELD_NUMBER: _builtins.int
     BYTES_FIELD_NUMBER: _builtins.int
+    SLOT_FIELD_NUMBER: _builtins.int
+    TICKET_FIELD_NUMBER: _builtins.int
+    SUM_FIELD_NUMBER: _builtins.int
     elements: _builtins.int
     dtype: Global___Dtype.ValueType
     bytes: _builtins.int
     """of all chunks together"""
+    slot: _builtins.int
+    """Where the receiver reads it, if it has said MAPPED; then no chunks and no trailer follow.
+    of the sender's shared memory, from 1; 0: it follows in chunks
+    """
+    ticket: _builtins.int
+    """TAKEN says by it that the slot may be used again"""
+    sum: _builtins.int
+    """of its little-endian 64-bit words, modulo 2^64"""
     def __init__(
         self,
         *,
         elements: _builtins.int = ...,
         dtype: Global___Dtype.ValueType = ...,
         bytes: _builtins.int = ...,
+        slot: _builtins.int = ...,
+        ticket: _builtins.int = ...,
+        sum: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["bytes", b"bytes", "dtype", b"dtype", "elements", b"elements"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bytes", b"bytes", "dtype", b"dtype", "elements", b"elements", "slot", b"slot", "sum", b"sum", "ticket", b"ticket"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
