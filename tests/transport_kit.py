@@ -61,7 +61,7 @@ class Recorder:
     def release(self, slot: int) -> None:
         self.slots.give(slot)
 
-    def message(self, peer_id: str, conn: int, header: bytes, slot: int | None, folded: bool, finite: bool) -> None:
+    def message(self, peer_id: str, conn: int, header: bytes, slot: int | None, finite: bool) -> None:
         self.history.append(("message", peer_id, conn))
         vector = None
         if slot is not None:

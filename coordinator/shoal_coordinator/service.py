@@ -218,7 +218,7 @@ class Service:
         """It is not used after all."""
         self.mail.release(slot)
 
-    def message(self, peer_id: str, conn: int, header: bytes, slot: int | None, folded: bool, finite: bool) -> None:
+    def message(self, peer_id: str, conn: int, header: bytes, slot: int | None, finite: bool) -> None:
         """A whole message, for the server."""
         try:
             message = self.mail.opened(peer_id, header, slot)

@@ -83,12 +83,10 @@ class Bridge:
         """A receive slot that is not used after all."""
         self.child.receiving.give(slot)
 
-    def message(self, peer_id: str, conn: int, header: bytes, slot: int | None, folded: bool, finite: bool) -> None:
+    def message(self, peer_id: str, conn: int, header: bytes, slot: int | None, finite: bool) -> None:
         """A whole message, for the trainer."""
         number = -1 if slot is None else slot
-        self.child.channel.send(
-            "received", body=header, peer=peer_id, conn=conn, slot=number, folded=folded, finite=finite
-        )
+        self.child.channel.send("received", body=header, peer=peer_id, conn=conn, slot=number, finite=finite)
 
     def refused(self, peer_id: str, error: PeerError) -> None:
         """A peer's fault."""
@@ -106,9 +104,6 @@ class Bridge:
         else:
             read = pb.Header.FromString(header)
             vector = self.child.segment.slot(slot)[: read.vector.bytes]
-            if fields["fold"]:
-                answer = pb.MESSAGE_KIND_VALUES if read.kind == pb.MESSAGE_KIND_ACCEPT else pb.MESSAGE_KIND_ACCEPT
-                self.transport.fold(peer, conn, answer, read.seq, vector)
             self.transport.send(peer, conn, header, vector, lambda: self.child.channel.send("sent", slot=slot))
 
     def refuse(self, peer_id: str, error: PeerError) -> None:

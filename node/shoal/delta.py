@@ -1,5 +1,5 @@
-"""What an average adds to a model: half of the difference to another. Where the difference is large it is not made
-before it is added, or not halved. Pure."""
+"""What an average adds to a model: half of the difference to another, which need not be made
+before it is added. Pure."""
 
 import abc
 import dataclasses
@@ -7,7 +7,7 @@ import dataclasses
 import torch
 from torch import Tensor
 
-PIECE = 1 << 16
+PIECE = 1 << 17
 """Coordinates that are worked on in one go, while they lie in the cache."""
 
 
@@ -15,8 +15,8 @@ class Delta(abc.ABC):
     """(n,), of one end of an average; that of the other end is its negative, to the last bit."""
 
     @abc.abstractmethod
-    def add_to(self, x: Tensor) -> None:
-        """Adds its first coordinates to x, as many as x has."""
+    def add_to(self, x: Tensor, *, as_sent: bool = False) -> None:
+        """Adds its first coordinates to x, as many as x has. `as_sent`: x is still what this end has sent."""
 
     @abc.abstractmethod
     def tensor(self) -> Tensor:
@@ -30,7 +30,7 @@ class Made(Delta):
     vector: Tensor
     part: float = 1.0
 
-    def add_to(self, x: Tensor) -> None:
+    def add_to(self, x: Tensor, *, as_sent: bool = False) -> None:
         """In one pass."""
         x.add_(self.vector[: x.numel()], alpha=self.part)
 
@@ -46,8 +46,12 @@ class Between(Delta):
     mine: Tensor
     theirs: Tensor
 
-    def add_to(self, x: Tensor) -> None:
-        """Piece by piece, with no room for a difference as large as the model."""
+    def add_to(self, x: Tensor, *, as_sent: bool = False) -> None:
+        """As sent, x goes half the way to theirs, in one pass. Else piece by piece, with no room for a difference as
+        large as the model: twice the time."""
+        if as_sent:
+            x.lerp_(self.theirs[: x.numel()], 0.5)
+            return
         gap = x.new_empty(min(PIECE, x.numel()))
         for start in range(0, x.numel(), PIECE):
             piece = x[start : start + PIECE]

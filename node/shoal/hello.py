@@ -41,7 +41,7 @@ def own(
         samples=ready["samples"],
         label_histogram=ready["histogram"],
         known=list(known)[:KNOWN_LIMIT],
-        memory=None if ready["memory"] is None else pb.SharedMemory(**ready["memory"]),
+        memory=pb.SharedMemory(**ready["memory"]) if ready.get("memory") else None,
     )
 
 

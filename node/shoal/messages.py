@@ -87,6 +87,5 @@ class Message:
     # (n,) float32 or float64, or uint8 if packed; of the kinds in CARRIES_VECTOR. In an average it is the receiver's to
     # change, and lies in a buffer that others wait for: whoever keeps it for longer than a round trip copies it.
     vector: "Tensor | None" = None
-    folded: bool = False  # on its way it was made its difference to what this node has sent in the same average
     finite: bool = False  # it is known to be
     codec: str = ""  # OFFER: what i wishes for; GRANT, or an ACCEPT without one: what is taken. "": the plainest

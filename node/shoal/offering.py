@@ -3,7 +3,6 @@
 import dataclasses
 from collections.abc import Callable
 
-from shoal.delta import Made
 from shoal.messages import Kind, Message, PeerId
 from shoal.pair_codec import Duplex, PairCodec
 from shoal.settling import Desk, Outcome, Own, Role
@@ -84,8 +83,7 @@ class Offering:
             if own.mine is None:
                 self._give_up(own, "your vector came before your word that it would")
             else:
-                folded = Made(message.vector, 0.5) if message.folded else None
-                own.delta = folded or codec.delta(own.mine, message.vector, peer)
+                own.delta = codec.delta(own.mine, message.vector, peer)
                 own.mine = None
         elif self._goes_out(own):
             values, own.delta = codec.second(message.vector, self._desk.snapshot(), peer)

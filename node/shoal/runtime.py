@@ -19,7 +19,7 @@ from shoal.algorithms.descent import Schedule, largest_growth, schedule
 from shoal.collective import Collective, check
 from shoal.coordinated import Behind, Coordinated
 from shoal.counting import Counting
-from shoal.delta import Delta
+from shoal.delta import Between, Delta
 from shoal.element_codecs import pair_codecs
 from shoal.exchange import Settlement
 from shoal.handover import Handover, Model
@@ -106,11 +106,12 @@ class Runtime:
         self.took_over = False  # what is about to be counted holds no gradient of this worker
         self.loss = self.last_loss = float("nan")
         self._compute_s = self._together_s = 0.0
+        self._sent = 0, 0  # of the last snapshot: where it lies, and which change of the state it was taken after
         self.packed, draw = settings.packed, noise(settings.seed, me)
         self.pairing = Pairing(
             me,
             incarnation,
-            snapshot=lambda: host.snapshot(self.state),
+            snapshot=self._snapshot,
             add=self._add,
             send=host.send,
             clock=host.clock,
@@ -295,7 +296,7 @@ class Runtime:
         assert message.vector is not None
         if message.kind is Kind.POST and message.tag is not None and message.tag.purpose != "mix":
             return  # pieces, each checked where it is expected
-        if message.vector.dtype == torch.uint8 and message.kind in AVERAGES and not message.folded:
+        if message.vector.dtype == torch.uint8 and message.kind in AVERAGES:
             return  # the codec knows
         check(message.vector, self.state.numel(), self.state.dtype, peer, f"vector (task {self.settings.task})")
 
@@ -527,7 +528,13 @@ class Runtime:
         coordinated = self.coordinated.waits() if self.coordinated is not None else []
         return sorted(self.collective.waits() + self.pairing.waits() + coordinated, key=lambda wait: -wait["seconds"])
 
+    def _snapshot(self) -> Tensor:
+        snapshot = self.host.snapshot(self.state)
+        self._sent = snapshot.data_ptr(), self.state._version
+        return snapshot
+
     def _add(self, delta: Delta) -> None:
-        delta.add_to(self.state)
+        as_sent = isinstance(delta, Between) and self._sent == (delta.mine.data_ptr(), self.state._version)
+        delta.add_to(self.state, as_sent=as_sent)
         if self.settings.corrected:  # also what is settled after a resume, before the algorithm begins
             delta.add_to(self.moved)

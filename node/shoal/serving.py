@@ -118,8 +118,7 @@ class Serving:
         else:
             codec = self._desk.codecs[served.codec]
             come = codec.delta if isinstance(codec, Duplex) else codec.last
-            folded = Made(message.vector, 0.5) if message.folded else None
-            served.delta = folded or come(served.mine, message.vector, peer)
+            served.delta = come(served.mine, message.vector, peer)
             self._desk.ledger.promise((peer, served.initiator, message.seq))
             self._desk.say(peer, Kind.READY, message.seq)
 

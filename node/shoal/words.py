@@ -4,8 +4,9 @@ import math
 
 import numpy as np
 
-PIECE_BYTES = 1 << 17
+PIECE_BYTES = 1 << 18
 """What is looked at in one go, while it lies in the cache."""
+LARGEST = 2**64 - 1
 
 
 def words_of(data: memoryview) -> int:
@@ -16,15 +17,25 @@ def words_of(data: memoryview) -> int:
     return words + int.from_bytes(data[whole:], "little")
 
 
+def copied(source: memoryview, target: memoryview) -> int:
+    """Copies (n,) uint8 into another; returns its `words_of`, modulo 2^64."""
+    words = 0
+    for start in range(0, len(source), PIECE_BYTES):
+        piece = target[start : start + PIECE_BYTES]
+        piece[:] = source[start : start + PIECE_BYTES]
+        words += words_of(piece)
+    return words & LARGEST
+
+
 def words_and_finite(data: memoryview, dtype: str) -> tuple[int, bool]:
     """(its `words_of`, modulo 2^64; whether all its numbers, of that numpy dtype, are finite)."""
     words, squares = 0, 0.0
-    for start in range(0, len(data), PIECE_BYTES):
-        piece = data[start : start + PIECE_BYTES]
-        numbers = np.frombuffer(piece, dtype)
-        words += words_of(piece)
-        with np.errstate(over="ignore", invalid="ignore"):
+    with np.errstate(over="ignore", invalid="ignore"):
+        for start in range(0, len(data), PIECE_BYTES):
+            piece = data[start : start + PIECE_BYTES]
+            numbers = np.frombuffer(piece, dtype)
+            words += words_of(piece)
             squares += float(np.dot(numbers, numbers))
     # Squares may overflow though every number is finite, and only then each is looked at.
     finite = math.isfinite(squares) or bool(np.isfinite(np.frombuffer(data, dtype)).all())
-    return words & 0xFFFF_FFFF_FFFF_FFFF, finite
+    return words & LARGEST, finite

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from shoal.errors import BadFrame
 from shoal.link import LEAST_SLOT
-from shoal.transport.frames import CHUNK_BYTES, FRAME_LIMIT, HEADER_LIMIT, Assembler, Sum, frames
+from shoal.transport.frames import CHUNK_BYTES, FRAME_LIMIT, HEADER_LIMIT, Assembler, Sum, Whole, frames
 from shoal.v1 import node_pb2 as pb
 from shoal.words import words_of
 
@@ -27,15 +27,10 @@ def by_protobuf(frame_type: Frame, header: bytes, payload: bytes | None, chunk_b
     """The same message as any protobuf client would send it."""
     whole = [frame_type(header=pb.Header.FromString(header))]
     if payload is not None:
-        chunks = [payload[start : start + chunk_bytes] for start in range(0, len(payload), chunk_bytes)]
-        whole += [frame_type(align=padding(len(chunk)), chunk=chunk) for chunk in chunks]
+        starts = range(0, len(payload), chunk_bytes)
+        whole += [frame_type(chunk=payload[start : start + chunk_bytes]) for start in starts]
         whole.append(frame_type(trailer=pb.Trailer(sum=checksum(payload, chunk_bytes))))
     return [frame.SerializeToString() for frame in whole]
-
-
-def padding(chunk_bytes: int) -> bytes:
-    """What makes the chunk begin at the eighth byte: its own tag, and a length of 7 bits a byte, end there."""
-    return bytes(5 - max(1, -(-chunk_bytes.bit_length() // 7)))
 
 
 def assembled(assembler: Assembler, stream: list[bytes]) -> list[tuple[bytes, bytes | None]]:
@@ -46,7 +41,7 @@ def assembled(assembler: Assembler, stream: list[bytes]) -> list[tuple[bytes, by
         if assembler.wanted is not None:
             assembler.fill(memoryview(bytearray(assembler.wanted)))
         if whole is not None:
-            header, vector, *_ = whole
+            header, vector, _ = whole
             found.append((header, None if vector is None else bytes(vector)))
     return found
 
@@ -60,17 +55,10 @@ def test_hand_written_frames_are_the_bytes_of_protobuf(frame_type: Frame, payloa
 
 
 @BOTH
-@given(st.binary(max_size=1000), st.integers(1, 300), st.binary(max_size=7))
-def test_protobufs_frames_are_read_by_hand(
-    frame_type: Frame, payload: bytes, chunk_bytes: int, alignment: bytes
-) -> None:
-    """Also where chunks are not aligned, or by bytes that are not zero."""
+@given(st.binary(max_size=1000), st.integers(1, 300))
+def test_protobufs_frames_are_read_by_hand(frame_type: Frame, payload: bytes, chunk_bytes: int) -> None:
     header = header_of(len(payload))
-    stream = [frame_type.FromString(frame) for frame in by_protobuf(frame_type, header, payload, chunk_bytes)]
-    for frame in stream:
-        if frame.HasField("chunk"):
-            frame.align = alignment
-    stream = [frame.SerializeToString() for frame in stream]
+    stream = by_protobuf(frame_type, header, payload, chunk_bytes)
     assert assembled(Assembler("b", len(payload)), stream) == [(header, payload)]
 
 
@@ -130,25 +118,20 @@ LARGE = pb.Header(kind=pb.MESSAGE_KIND_ABORT, reason="x" * HEADER_LIMIT)
         ([HEADER, FIRST, HEADER], "header from node-b after 4 bytes of a vector"),
         ([HEADER, FIRST, TRAILER], "trailer from node-b after 4 bytes, expected 8 before"),
         ([HEADER, FIRST, SECOND, SECOND], "chunk of 4 bytes from node-b after 8, expected 1 to 0"),
-        ([HEADER, b"\x1a\x00"], "chunk of 0 bytes from node-b after 0, expected 1 to 8"),
+        ([HEADER, b"\x12\x00"], "chunk of 0 bytes from node-b after 0, expected 1 to 8"),
         ([HEADER, SECOND, FIRST, TRAILER], "vector from node-b has checksum [0-9a-f]{16}, expected [0-9a-f]{16}"),
         ([HEADER, FIRST, SECOND, WRONG_CRC], "expected 0000000000000001 by its trailer"),
         ([*frames(header_of(12), None)], r"vector from node-b has 12 bytes \(3 elements\), expected 8 bytes"),
         ([*frames(header_of(2**62), None)], r"vector from node-b has 4611686018427387904 bytes"),
         ([*frames(LARGE.SerializeToString(), None)], r"header from node-b has \d+ bytes, allowed are 16384"),
         ([b""], "frame from node-b holds nothing, expected a header, a chunk or a trailer"),
-        ([b"\x2a\x01x"], "frame from node-b holds field tag 0x2a"),
+        ([b"\x22\x01x"], "frame from node-b holds field tag 0x22"),
         ([b"\x0a"], "header from node-b has no length"),
-        ([b"\x1a" + b"\xff" * 9], "chunk from node-b has no length"),
+        ([b"\x12" + b"\xff" * 9], "chunk from node-b has no length"),
         ([b"\x0a\x05abc"], "header from node-b has 3 bytes, expected 5 by its length"),
-        ([HEADER + FIRST], "header from node-b has 25 bytes, expected 13 by its length"),
+        ([HEADER + FIRST], "header from node-b has 19 bytes, expected 13 by its length"),
         ([b"\x0a\x02\xff\xff"], "header from node-b is not a Header"),
-        ([b"\x12\x08" + bytes(8) + b"\x1a\x01x"], "alignment from node-b has 8 bytes, allowed are 7, before a chunk"),
-        ([b"\x12\x03\0\0"], "alignment from node-b has 3 bytes"),
-        ([b"\x12\x01\0"], "frame from node-b holds nothing"),
-        ([b"\x12\x01\0\x0a\x00"], "header from node-b after an alignment, expected a chunk"),
-        ([b"\x12\x00\x12\x00"], "alignment from node-b after an alignment, expected a chunk"),
-        ([HEADER, FIRST, SECOND, b"\x22\x02\xff\xff"], "trailer from node-b is not a Trailer"),
+        ([HEADER, FIRST, SECOND, b"\x1a\x02\xff\xff"], "trailer from node-b is not a Trailer"),
     ],
 )
 def test_a_stream_that_breaks_the_protocol_is_refused_with_what_was_expected(
@@ -188,69 +171,80 @@ def test_one_changed_bit_of_a_payload_never_arrives(nbytes: int, data: st.DataOb
     payload = bytes(nbytes + 1)
     stream = [bytearray(frame) for frame in frames(header_of(len(payload)), memoryview(payload), 777)]
     chunk = stream[data.draw(st.integers(1, len(stream) - 2))]
-    chunk[data.draw(st.integers(8, len(chunk) - 1))] ^= 1 << data.draw(st.integers(0, 7))
+    chunk[data.draw(st.integers(3, len(chunk) - 1)) if len(chunk) > 3 else -1] ^= 1 << data.draw(st.integers(0, 7))
     with pytest.raises(BadFrame, match="checksum"):
         assembled(Assembler("b", len(payload)), [bytes(frame) for frame in stream])
 
 
-# --- folding --------------------------------------------------------------------------------------------------------
+# --- whether it is finite -------------------------------------------------------------------------------------------
 
 
+def sent(theirs: np.ndarray, dtype: pb.Dtype.ValueType, chunk_bytes: int) -> Whole:
+    """As it is once it has come."""
+    vector = pb.Vector(elements=theirs.size, dtype=dtype, bytes=theirs.nbytes)
+    header = pb.Header(kind=pb.MESSAGE_KIND_ACCEPT, vector=vector).SerializeToString()
+    assembler, buffer = Assembler("b", theirs.nbytes), memoryview(bytearray(theirs.nbytes))
+    for frame in frames(header, memoryview(theirs).cast("B"), chunk_bytes):
+        whole = assembler.feed(frame)
+        if assembler.wanted is not None:
+            assembler.fill(buffer)
+    assert whole is not None
+    assert buffer == theirs.tobytes()
+    return whole
+
+
+FLOATS = pytest.mark.parametrize(("name", "dtype"), [("<f4", pb.DTYPE_F32), ("<f8", pb.DTYPE_F64)])
+
+
+@FLOATS
+@given(elements=st.integers(1, 400), chunk_bytes=st.integers(1, 700), seed=st.integers(0, 1000))
+def test_numbers_that_are_finite_are_known_to_be_in_chunks_of_any_size(
+    name: str, dtype: pb.Dtype.ValueType, elements: int, chunk_bytes: int, seed: int
+) -> None:
+    theirs = (1e38 * np.random.default_rng(seed).standard_normal(elements)).astype(name)
+    assert sent(theirs, dtype, chunk_bytes).finite
+
+
+@FLOATS
 @given(
     elements=st.integers(1, 400),
     chunk_bytes=st.integers(1, 700),
-    after=st.integers(0, 5),
-    seed=st.integers(0, 1000),
+    at=st.integers(0, 399),
+    wrong=st.sampled_from([np.nan, np.inf, -np.inf]),
 )
-def test_a_vector_is_folded_to_its_difference_whenever_that_is_asked_for(
-    elements: int, chunk_bytes: int, after: int, seed: int
+def test_one_that_is_not_finite_is_found_wherever_it_is(
+    name: str, dtype: pb.Dtype.ValueType, elements: int, chunk_bytes: int, at: int, wrong: float
 ) -> None:
-    """Before the first chunk, between two of whatever size, or not until the last."""
-    draw = np.random.default_rng(seed)
-    theirs, mine = (draw.standard_normal(elements, np.float32) for _ in range(2))
-    stream = list(frames(header_of(theirs.nbytes), memoryview(theirs).cast("B"), chunk_bytes))
-    assembler, buffer = Assembler("b", theirs.nbytes), np.zeros(elements, np.float32)
-    for number, frame in enumerate(stream):
-        if number == min(1 + after, len(stream) - 1):
-            assert assembler.under_way is not None
-            assert assembler.under_way.seq == 300
-            assembler.fold(memoryview(mine).cast("B"))
-        whole = assembler.feed(frame)
-        if assembler.wanted is not None:
-            assembler.fill(memoryview(buffer).cast("B"))
-    assert whole is not None
-    assert whole.folded
-    assert whole.finite
-    assert np.array_equal(buffer, theirs - mine)
-    assert assembler.under_way is None
+    theirs = np.ones(elements, name)
+    theirs[at % elements] = wrong
+    assert not sent(theirs, dtype, chunk_bytes).finite
 
 
-def test_a_vector_that_is_folded_is_checked_as_it_came() -> None:
-    mine = memoryview(bytes(8))
-    stream = [bytearray(frame) for frame in frames(header_of(8), memoryview(b"abcdefgh"), 4)]
-    stream[2][-1] ^= 1
-    assembler = Assembler("b", 8)
-    assembler.feed(bytes(stream[0]))
-    assembler.fill(memoryview(bytearray(8)))
-    assembler.fold(mine)
-    for frame in stream[1:-1]:
-        assembler.feed(bytes(frame))
-    with pytest.raises(BadFrame, match="checksum"):
-        assembler.feed(bytes(stream[-1]))
+def test_of_packed_bytes_nothing_is_known() -> None:
+    assert not sent(np.zeros(8, np.uint8), pb.DTYPE_U8, 3).finite
 
 
-def test_only_the_vector_that_is_under_way_is_folded() -> None:
-    assembler, buffers = Assembler("b", 4), [bytearray(4), bytearray(4)]
-    for buffer in buffers:
-        for frame in frames(header_of(4), memoryview(b"\0\0\x80?")):  # 1.0
+def test_one_vector_says_nothing_of_the_next() -> None:
+    assembler = Assembler("b", 4)
+    found = []
+    for number in (np.nan, 1.0, np.inf, 2.0):
+        payload = np.array([number], np.float32).tobytes()
+        for frame in frames(header_of(4), memoryview(payload)):
             whole = assembler.feed(frame)
             if assembler.wanted is not None:
-                assembler.fill(memoryview(buffer))
-                if buffer is buffers[0]:
-                    assembler.fold(memoryview(b"\0\0\0@"))  # 2.0
+                assembler.fill(memoryview(bytearray(4)))
         assert whole is not None
-        assert whole.folded == (buffer is buffers[0])
-    assert [np.frombuffer(buffer, "<f4")[0] for buffer in buffers] == [-1.0, 1.0]
+        found.append(whole.finite)
+    assert found == [False, True, False, True]
+
+
+def test_of_a_vector_in_shared_memory_only_the_header_comes() -> None:
+    """And its size is the worker's to check, who knows what may lie there."""
+    vector = pb.Vector(elements=2**40, dtype=pb.DTYPE_F32, bytes=2**42, slot=1, ticket=1)
+    header = pb.Header(kind=pb.MESSAGE_KIND_ACCEPT, vector=vector).SerializeToString()
+    plain = pb.Header(kind=pb.MESSAGE_KIND_READY, seq=1).SerializeToString()
+    stream = [next(frames(header, None)), next(frames(plain, None))]
+    assert assembled(Assembler("b", 8), stream) == [(header, None), (plain, None)]
 
 
 @given(st.binary(max_size=3000), st.integers(1, 1000))
@@ -259,40 +253,3 @@ def test_the_checksum_is_that_of_its_definition(payload: bytes, chunk_bytes: int
     for start in range(0, len(payload), chunk_bytes):
         total.add(words_of(memoryview(payload)[start : start + chunk_bytes]))
     assert total.total == checksum(payload, chunk_bytes)
-
-
-@pytest.mark.parametrize("alignment", [None, 0, 3], ids=["as we send", "none", "of another"])
-@pytest.mark.parametrize("wrong", [np.nan, np.inf, -np.inf, np.float32(3e38)])
-def test_a_difference_that_is_not_finite_is_not_said_to_be(wrong: float, alignment: int | None) -> None:
-    """3e38 less -3e38 is none either."""
-    theirs, mine = np.ones(700, np.float32), np.full(700, -3e38, np.float32)
-    theirs[600] = wrong
-    assembler, buffer = Assembler("b", theirs.nbytes), bytearray(theirs.nbytes)
-    for frame in frames(header_of(theirs.nbytes), memoryview(theirs).cast("B"), 1000):
-        sent = pb.ExchangeRequest.FromString(frame)
-        if alignment is not None and sent.HasField("chunk"):
-            sent.align = bytes(alignment)
-        whole = assembler.feed(sent.SerializeToString())
-        if assembler.wanted is not None:
-            assembler.fill(memoryview(buffer))
-            assembler.fold(memoryview(mine).cast("B"))
-    assert whole is not None
-    assert whole.folded
-    assert not whole.finite
-
-
-def test_of_a_vector_that_is_not_folded_nothing_is_known() -> None:
-    assembler = Assembler("b", 8)
-    for frame in frames(header_of(8), memoryview(bytes(8))):
-        whole = assembler.feed(frame)
-        if assembler.wanted is not None:
-            assembler.fill(memoryview(bytearray(8)))
-    assert whole is not None
-    assert not whole.folded
-    assert not whole.finite
-
-
-@pytest.mark.parametrize("nbytes", [8, 127 * 8, 128 * 8, CHUNK_BYTES])
-def test_a_chunk_begins_at_a_multiple_of_eight(nbytes: int) -> None:
-    _, chunk, _ = frames(header_of(nbytes), memoryview(bytes(nbytes)))
-    assert len(chunk) - nbytes == 8

@@ -8,13 +8,14 @@ from collections import Counter, deque
 from collections.abc import Callable
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from shoal import wire
 from shoal.link import TRANSMIT, Channel, Segment
-from shoal.messages import AVERAGES, Message, PeerId
-from shoal.words import words_of
+from shoal.messages import Message, PeerId
+from shoal.words import LARGEST, copied, words_of
 
 DTYPES = {"f32": torch.float32, "f64": torch.float64, "u8": torch.uint8}
 """What travels, by the names of `wire.ELEMENT_BYTES`."""
@@ -38,17 +39,20 @@ def shape_of(vector: Tensor) -> wire.Shape:
     return wire.Shape(vector.numel(), name)
 
 
+def _bytes(vector: Tensor) -> memoryview:
+    return memoryview(vector.view(torch.uint8).numpy())  # type: ignore[arg-type]
+
+
 class Outbox:
     """Keeps the order of the messages; a vector waits for a free slot of the shared memory, unless it lies in one."""
 
-    def __init__(self, channel: Channel, segment: Segment, fold: bool) -> None:
-        """`fold`: the daemon makes the difference of what was lent for an average and of what comes back."""
+    def __init__(self, channel: Channel, segment: Segment) -> None:
         self._channel = channel
-        self._fold = fold
         self._segment = segment
         self._free = list(range(TRANSMIT))  # a heap: the lowest is taken first, so that few ever take memory
         self._slots = [torch.frombuffer(segment.slot(k), dtype=torch.uint8) for k in range(TRANSMIT)]
         self._lent: dict[int, int] = {}  # address of the tensor -> slot, while its borrower holds it
+        self._sums: dict[int, int] = {}  # of what was lent, where it is known
         self._readers: dict[PeerId, Callable[[], bool]] = {}  # who sees our slots; whether its process is there
         self._readings: dict[int, Reading] = {}  # by ticket
         self._tickets = itertools.count(1)
@@ -56,13 +60,17 @@ class Outbox:
         self._waiting: deque[tuple[PeerId, int, Message]] = deque()
         self.shared_bytes = 0  # that other nodes read where they lay
 
-    def lend(self, like: Tensor) -> Tensor | None:
-        """A slot as a tensor of that shape and dtype, which `send` need not copy; None when there is none to spare.
-        It is free again when nobody holds the tensor any more and nobody reads its bytes."""
-        if like.device.type != "cpu" or len(self._lent) >= LENT or not self._free:
+    def lend(self, vector: Tensor) -> Tensor | None:
+        """A copy of `vector` in a slot, to be read only, which `send` need not copy; None when there is none to spare.
+        The slot is free again when nobody holds the copy any more and nobody reads its bytes."""
+        if vector.device.type != "cpu" or len(self._lent) >= LENT or not self._free:
             return None
         slot = heapq.heappop(self._free)
-        tensor = self._slots[slot][: like.nbytes].view(like.dtype)
+        tensor = self._slots[slot][: vector.nbytes].view(vector.dtype)
+        if self._readers:  # who will want its sum, and finds it in the cache
+            self._sums[slot] = copied(_bytes(vector), _bytes(tensor))
+        else:
+            np.copyto(tensor.numpy(), vector.numpy())  # faster than torch's copy on one thread
         self._lent[tensor.data_ptr()] = slot
         weakref.finalize(tensor, self._returned, tensor.data_ptr()).atexit = False
         return tensor
@@ -117,7 +125,9 @@ class Outbox:
     # --- inside -------------------------------------------------------------------------------------------------
 
     def _returned(self, address: int) -> None:
-        if self._free_if_unused(self._lent.pop(address)):  # not while `_pump` lets go of what it has just sent
+        slot = self._lent.pop(address)
+        self._sums.pop(slot, None)
+        if self._free_if_unused(slot):  # not while `_pump` lets go of what it has just sent
             self._pump()
 
     def _free_if_unused(self, slot: int) -> bool:
@@ -130,7 +140,7 @@ class Outbox:
         while self._waiting:
             peer, conn, message = self._waiting[0]
             if message.vector is None:
-                body, slot, fold = wire.encode(message, None), -1, False
+                body, slot = wire.encode(message, None), -1
             else:
                 lent = self._lent.get(message.vector.data_ptr())
                 if lent is None and not self._free:
@@ -138,10 +148,9 @@ class Outbox:
                 slot = self._filled(message.vector) if lent is None else lent
                 self._used[slot] += 1
                 body, shared = self._announced(peer, message, slot)
-                fold = self._fold and lent is not None and message.kind in AVERAGES and not shared
                 slot = -1 if shared else slot
             self._waiting.popleft()
-            self._channel.send("send", body=body, peer=peer, conn=conn, slot=slot, fold=fold)
+            self._channel.send("send", body=body, peer=peer, conn=conn, slot=slot)
 
     def _filled(self, vector: Tensor) -> int:
         slot = heapq.heappop(self._free)
@@ -156,7 +165,9 @@ class Outbox:
         if shared:
             ticket = next(self._tickets)
             self._readings[ticket] = Reading(peer, slot, self._readers[peer])
-            words = words_of(self._segment.slot(slot)[: shape.nbytes]) & 0xFFFF_FFFF_FFFF_FFFF
+            words = self._sums.get(slot)
+            if words is None:
+                words = words_of(self._segment.slot(slot)[: shape.nbytes]) & LARGEST
             shape = shape._replace(slot=slot, ticket=ticket, sum=words)
             self.shared_bytes += shape.nbytes
         return wire.encode(message, shape), shared

@@ -13,7 +13,7 @@ from shoal.link import TRANSMIT, Segment
 from shoal.messages import PeerId
 from shoal.sharing import Memory
 from shoal.trainer.outbox import DTYPES
-from shoal.words import words_and_finite, words_of
+from shoal.words import LARGEST, words_and_finite, words_of
 
 
 class Window(NamedTuple):
@@ -69,7 +69,7 @@ class Windows:
             raise BadVector(f"{peer} announces a vector in {where}, which cannot be read here")
         data = window.segment.slot(shape.slot)[: shape.nbytes]
         if shape.dtype == "u8":
-            words, finite = words_of(data) & 0xFFFF_FFFF_FFFF_FFFF, False
+            words, finite = words_of(data) & LARGEST, False
         else:
             words, finite = words_and_finite(data, f"<{shape.dtype[0]}{wire.ELEMENT_BYTES[shape.dtype]}")
         if words != shape.sum:

@@ -52,9 +52,9 @@ class TransportEvents(Protocol):
     def release(self, slot: int) -> None:
         """The slot is not used after all: its message broke off."""
 
-    def message(self, peer_id: str, conn: int, header: bytes, slot: int | None, folded: bool, finite: bool) -> None:
-        """A whole message; its vector, if any, lies in `slot`, which is the receiver's from now on. `folded`: what lies
-        there is the vector's difference to the one that `fold` gave; `finite`: and known to be."""
+    def message(self, peer_id: str, conn: int, header: bytes, slot: int | None, finite: bool) -> None:
+        """A whole message; its vector, if any, lies in `slot`, which is the receiver's from now on, and is known to
+        be `finite` or not."""
 
     def refused(self, peer_id: str, error: PeerError) -> None:
         """A peer's fault: a Hello that does not fit, or a bad frame (whose connection then goes down)."""
@@ -109,7 +109,6 @@ class Connection:
         self._controls: asyncio.Queue[bytes] = asyncio.Queue(CONTROL_QUEUE)
         self._messages: asyncio.Queue[_Outgoing] = asyncio.Queue(MESSAGE_QUEUE)
         self._writing: _Outgoing | None = None
-        self._folds: dict[int, tuple[int, memoryview]] = {}  # kind -> (seq, own vector)
         self._pumps: list[asyncio.Task[None]] = []
 
     def begin(self) -> None:
@@ -153,20 +152,6 @@ class Connection:
         except asyncio.QueueFull:
             sent()
             self.end(f"{self.peer.node_id} leaves {MESSAGE_QUEUE} messages unread")
-
-    def fold(self, kind: int, seq: int, mine: memoryview) -> None:
-        """The vector of the peer's message of that kind and number is wanted as its difference to `mine`, float32.
-        It may be under way already. One of each kind is remembered, the last."""
-        self._folds[kind] = seq, mine
-        self._fold_what_comes()
-
-    def _fold_what_comes(self) -> None:
-        header = self._assembler.under_way
-        if header is not None and header.vector.dtype == pb.DTYPE_F32 and self._assembler.wanted is None:
-            seq, mine = self._folds.get(header.kind, (0, None))
-            if mine is not None and seq == header.seq and len(mine) == header.vector.bytes:
-                del self._folds[header.kind]
-                self._assembler.fold(mine)
 
     def send_control(self, control: pb.Control) -> None:
         """Queues a control frame."""
@@ -221,12 +206,11 @@ class Connection:
                 if self._assembler.wanted is not None:
                     slot, view = await self._events.buffer(self._assembler.wanted)
                     self._assembler.fill(view)
-                    self._fold_what_comes()
                 if message is not None:
-                    header, vector, folded, finite = message
+                    header, vector, finite = message
                     self._traffic.received_payload_bytes += 0 if vector is None else len(vector)
                     filled, slot = slot, None
-                    self._events.message(self.peer.node_id, self.conn, header, filled, folded, finite)
+                    self._events.message(self.peer.node_id, self.conn, header, filled, finite)
         finally:
             if slot is not None:
                 self._events.release(slot)

@@ -27,13 +27,10 @@ HEADER_LIMIT = 16 << 10
 FRAME_LIMIT = CHUNK_BYTES + 16
 """Bytes of a frame, at most: a full chunk with its tag and length."""
 
-WORD = 8
-"""Bytes. A chunk begins at a multiple of it in its frame, by as many bytes of `align` as that takes: numpy works on
-numbers where they lie only if they are aligned, and copies others first."""
-
 # Field number and wire type 2 (length-delimited), as protobuf's encoding has it: number << 3 | 2.
-_HEADER, _ALIGN, _CHUNK, _TRAILER = 0x0A, 0x12, 0x1A, 0x22
-_NAMES = {_HEADER: "header", _ALIGN: "alignment", _CHUNK: "chunk", _TRAILER: "trailer"}
+_HEADER, _CHUNK, _TRAILER = 0x0A, 0x12, 0x1A
+_NAMES = {_HEADER: "header", _CHUNK: "chunk", _TRAILER: "trailer"}
+_FLOATS = {pb.DTYPE_F32: "<f4", pb.DTYPE_F64: "<f8"}
 
 
 def frames(header: bytes, payload: memoryview | None, chunk_bytes: int = CHUNK_BYTES) -> Iterator[bytes]:
@@ -45,7 +42,7 @@ def frames(header: bytes, payload: memoryview | None, chunk_bytes: int = CHUNK_B
     for start in range(0, len(payload), chunk_bytes):
         chunk = payload[start : start + chunk_bytes]
         sums.add(words_of(chunk))
-        yield _aligned(chunk)
+        yield _frame(_CHUNK, chunk)
     yield _frame(_TRAILER, pb.Trailer(sum=sums.total).SerializeToString())
 
 
@@ -68,7 +65,6 @@ class Whole(NamedTuple):
 
     header: bytes
     vector: memoryview | None  # (n,) uint8
-    folded: bool = False
     finite: bool = False  # and known to be
 
 
@@ -88,9 +84,9 @@ class Assembler:
         self._buffer: memoryview | None = None
         self._filled = 0
         self._sum = Sum()
-        self._fold: memoryview | None = None
-        self._folded = 0
-        self._finite = True  # what was folded
+        self._floats = ""  # numpy's name of its dtype; empty where the bytes are no numbers
+        self._looked_at = 0  # bytes that were numbers, and finite while:
+        self._finite = True
         self.wanted: int | None = None
 
     def fill(self, buffer: memoryview) -> None:
@@ -98,18 +94,6 @@ class Assembler:
         if len(buffer) != self.wanted:
             raise ValueError(f"buffer of {len(buffer)} bytes, wanted {self.wanted}")
         self._buffer, self.wanted = buffer, None
-
-    def fold(self, mine: memoryview) -> None:
-        """Of the vector that is under way, leave its difference to `mine`, both float32, in its buffer. What has come
-        already is made so at once, and the rest as it comes."""
-        self._fold = mine
-        if self._buffer is not None:
-            self._fold_from(self._buffer[: self._filled & ~3], self._buffer)
-
-    @property
-    def under_way(self) -> pb.Header | None:
-        """The header of the message whose vector is coming; None between messages."""
-        return None if self._header is None else self._read
 
     def feed(self, frame: bytes) -> "Whole | None":
         """Takes the next frame. Returns a message when it is whole; the vector is its buffer."""
@@ -126,31 +110,22 @@ class Assembler:
         return None
 
     def _opened(self, frame: memoryview) -> tuple[int, memoryview]:
-        """Tag and content of a frame, which is one field and nothing else, but for the alignment before a chunk."""
-        name, length, content = self._field(frame)
-        aligned = frame[0] == _ALIGN
-        if aligned:
-            if length >= WORD or length > len(content):
-                raise BadFrame(f"{name} from {self._peer} has {length} bytes, allowed are {WORD - 1}, before a chunk")
-            frame = content[length:]
-            name, length, content = self._field(frame)
-        if len(content) != length:
-            raise BadFrame(f"{name} from {self._peer} has {len(content)} bytes, expected {length} by its length")
-        if aligned and frame[0] != _CHUNK:
-            raise BadFrame(f"{name} from {self._peer} after an alignment, expected a chunk")
-        return frame[0], content
-
-    def _field(self, frame: memoryview) -> tuple[str, int, memoryview]:
-        """(its name; its length, as it says; what follows that)."""
+        """Tag and content of a frame, which is one field and nothing else."""
         if not frame or frame[0] not in _NAMES:
             found = f"field tag {frame[0]:#04x}" if frame else "nothing"
             raise BadFrame(f"frame from {self._peer} holds {found}, expected a header, a chunk or a trailer")
+        name = _NAMES[frame[0]]
         length = 0
         for position, byte in enumerate(frame[1:6]):
             length |= (byte & 0x7F) << 7 * position
             if byte < 0x80:
-                return _NAMES[frame[0]], length, frame[position + 2 :]
-        raise BadFrame(f"{_NAMES[frame[0]]} from {self._peer} has no length")
+                break
+        else:
+            raise BadFrame(f"{name} from {self._peer} has no length")
+        content = frame[position + 2 :]
+        if len(content) != length:
+            raise BadFrame(f"{name} from {self._peer} has {len(content)} bytes, expected {length} by its length")
+        return frame[0], content
 
     def _begin(self, content: memoryview) -> "Whole | None":
         if self._header is not None:
@@ -177,7 +152,7 @@ class Assembler:
                 f"expected {'at most ' if piece else ''}{most} bytes"
             )
         self._header, self._read, self._filled, self._sum = header, read, 0, Sum()
-        self._fold, self._folded, self._finite = None, 0, True
+        self._floats, self._looked_at, self._finite = _FLOATS.get(read.vector.dtype, ""), 0, True
         self.wanted = size
         return None
 
@@ -191,27 +166,19 @@ class Assembler:
         words = 0
         for start in range(0, len(chunk), PIECE_BYTES):
             piece = chunk[start : start + PIECE_BYTES]
-            words += words_of(piece)
             place = slice(self._filled, self._filled + len(piece))
+            buffer[place] = piece
+            words += words_of(buffer[place])  # in its place it is aligned
             self._filled = place.stop
-            if self._fold is None:
-                buffer[place] = piece
-            elif self._folded == place.start and len(piece) % 4 == 0:
-                self._fold_from(piece, buffer)
-            else:  # a chunk ended within a number
-                buffer[place] = piece
-                self._fold_from(buffer[self._folded : place.stop & ~3], buffer)
+            self._look(buffer)
         self._sum.add(words)
 
-    def _fold_from(self, come: memoryview, buffer: memoryview) -> None:
-        """The next bytes, whole numbers, become their difference to one's own in `buffer`, where they may lie."""
-        assert self._fold is not None
-        part = slice(self._folded, self._folded + len(come))
-        theirs, mine, place = (np.frombuffer(view, "<f4") for view in (come, self._fold[part], buffer[part]))
-        with np.errstate(over="ignore", invalid="ignore"):
-            np.subtract(theirs, mine, out=place)
-        self._finite = self._finite and bool(np.isfinite(place).all())
-        self._folded = part.stop
+    def _look(self, buffer: memoryview) -> None:
+        """Whether what has come is finite, while it lies in the cache."""
+        if self._floats:
+            whole = slice(self._looked_at, self._filled & ~7)  # a chunk may end within a number
+            self._finite = self._finite and bool(np.isfinite(np.frombuffer(buffer[whole], self._floats)).all())
+            self._looked_at = whole.stop
 
     def _end(self, content: memoryview, buffer: memoryview) -> "Whole":
         assert self._header is not None
@@ -224,29 +191,17 @@ class Assembler:
         if expected != self._sum.total:
             found = f"has checksum {self._sum.total:016x}, expected {expected:016x} by its trailer"
             raise BadFrame(f"vector from {self._peer} {found}")
-        folded = self._fold is not None
-        whole = Whole(self._header, buffer, folded, folded and self._finite)
-        self._header = self._buffer = self._fold = None
+        rest = np.frombuffer(buffer[self._looked_at :], self._floats or "u1")
+        whole = Whole(self._header, buffer, bool(self._floats) and self._finite and bool(np.isfinite(rest).all()))
+        self._header = self._buffer = None
         return whole
 
 
-def _aligned(chunk: memoryview) -> bytes:
-    """A chunk's frame: as much alignment as its own head needs."""
-    head = _head(_CHUNK, len(chunk))
-    pad = -(2 + len(head)) % WORD
-    return b"".join((_head(_ALIGN, pad), bytes(pad), head, chunk))
-
-
 def _frame(tag: int, content: bytes | memoryview) -> bytes:
-    """One field."""
-    return b"".join((_head(tag, len(content)), content))
-
-
-def _head(tag: int, length: int) -> bytes:
-    """Number and wire type 2, which are in `tag`, and the length, as protobuf writes them."""
-    head = bytearray((tag,))
-    while length >= 0x80:
-        head.append(length & 0x7F | 0x80)
-        length >>= 7
-    head.append(length)
-    return bytes(head)
+    """One field, number and wire type 2 in `tag`, as protobuf writes it."""
+    head, rest = bytearray((tag,)), len(content)
+    while rest >= 0x80:
+        head.append(rest & 0x7F | 0x80)
+        rest >>= 7
+    head.append(rest)
+    return b"".join((head, content))

@@ -71,12 +71,6 @@ class Transport:
         else:
             connection.send(header, payload, sent)
 
-    def fold(self, peer_id: str, conn: int, kind: int, seq: int, mine: memoryview) -> None:
-        """The vector of the peer's message of that kind and number is wanted as its difference to `mine`."""
-        connection = self._peers.live.get(peer_id)
-        if connection is not None and connection.conn == conn:
-            connection.fold(kind, seq, mine)
-
     def send_control(self, peer_id: str, control: pb.Control) -> None:
         """Queues a control frame; drops it while no connection is up."""
         connection = self._peers.live.get(peer_id)

@@ -750,12 +750,9 @@ Global___Trailer: _TypeAlias = Trailer  # noqa: Y015
 class ExchangeRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
-    ALIGN_FIELD_NUMBER: _builtins.int
     HEADER_FIELD_NUMBER: _builtins.int
     CHUNK_FIELD_NUMBER: _builtins.int
     TRAILER_FIELD_NUMBER: _builtins.int
-    align: _builtins.bytes
-    """before a chunk: up to 7 bytes of any value, so that it begins at a multiple of 8 in its frame"""
     chunk: _builtins.bytes
     @_builtins.property
     def header(self) -> Global___Header: ...
@@ -764,14 +761,13 @@ class ExchangeRequest(_message.Message):
     def __init__(
         self,
         *,
-        align: _builtins.bytes = ...,
         header: Global___Header | None = ...,
         chunk: _builtins.bytes = ...,
         trailer: Global___Trailer | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["chunk", b"chunk", "frame", b"frame", "header", b"header", "trailer", b"trailer"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["align", b"align", "chunk", b"chunk", "frame", b"frame", "header", b"header", "trailer", b"trailer"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["chunk", b"chunk", "frame", b"frame", "header", b"header", "trailer", b"trailer"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType_frame: _TypeAlias = _typing.Literal["header", "chunk", "trailer"]  # noqa: Y015
     _WhichOneofArgType_frame: _TypeAlias = _typing.Literal["frame", b"frame"]  # noqa: Y015
@@ -783,12 +779,9 @@ Global___ExchangeRequest: _TypeAlias = ExchangeRequest  # noqa: Y015
 class ExchangeResponse(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
-    ALIGN_FIELD_NUMBER: _builtins.int
     HEADER_FIELD_NUMBER: _builtins.int
     CHUNK_FIELD_NUMBER: _builtins.int
     TRAILER_FIELD_NUMBER: _builtins.int
-    align: _builtins.bytes
-    """before a chunk: up to 7 bytes of any value, so that it begins at a multiple of 8 in its frame"""
     chunk: _builtins.bytes
     @_builtins.property
     def header(self) -> Global___Header: ...
@@ -797,14 +790,13 @@ class ExchangeResponse(_message.Message):
     def __init__(
         self,
         *,
-        align: _builtins.bytes = ...,
         header: Global___Header | None = ...,
         chunk: _builtins.bytes = ...,
         trailer: Global___Trailer | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["chunk", b"chunk", "frame", b"frame", "header", b"header", "trailer", b"trailer"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["align", b"align", "chunk", b"chunk", "frame", b"frame", "header", b"header", "trailer", b"trailer"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["chunk", b"chunk", "frame", b"frame", "header", b"header", "trailer", b"trailer"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType_frame: _TypeAlias = _typing.Literal["header", "chunk", "trailer"]  # noqa: Y015
     _WhichOneofArgType_frame: _TypeAlias = _typing.Literal["frame", b"frame"]  # noqa: Y015
