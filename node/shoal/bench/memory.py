@@ -1,0 +1,116 @@
+"""What memory a node takes beyond a plain PyTorch loop with the same model, by algorithm."""
+
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from shoal.bench.blank import layers_file
+from shoal.bench.lab import Figure, Lab
+from shoal.bench.processes import family, memory_bytes
+from shoal.bench.told import Told
+from shoal.demo.fleet import Fleet, NodeProcess, loopback_nodes, start
+from shoal.settings import ALGORITHMS
+
+WIDTH, BATCH = 1825, 16
+"""Of three layers: 1e7 parameters."""
+BARS = {"ad-psgd": 5.0}
+WITHIN_S = 120.0
+STEPS = 5
+"""After so many all that a step or an average needs has been taken once."""
+LOOKS = 20
+EVERY_S = 0.1
+
+
+def measure(lab: Lab) -> list[Figure]:
+    """The most that either of two nodes takes, daemon and trainer, less the most that the plain loop takes."""
+    width = WIDTH // 10 if lab.quick else WIDTH
+    vector = 4 * 3 * width * (width + 1)
+    figures = []
+    with tempfile.TemporaryDirectory() as place:
+        file = Path(place) / "blank.py"
+        file.write_text(layers_file(width))
+        plain = of_plain(f"{file}:Blank")
+        for algorithm in ["ad-psgd"] if lab.quick else ALGORITHMS:
+            trainer, daemon = of_node(f"{file}:Blank", algorithm, Path(place) / algorithm)
+            note = f"trainer {trainer >> 20} MiB, daemon {daemon >> 20}; plain {plain >> 20}; a vector {vector >> 20}"
+            figures.append(
+                Figure(
+                    name=f"memory of a node beyond a plain loop, {algorithm}",
+                    value=(trainer + daemon - plain) / vector,
+                    unit="vectors",
+                    bar=None if lab.quick else BARS.get(algorithm),
+                    less_is_better=True,
+                    note=note,
+                )
+            )
+    return figures
+
+
+def of_plain(task: str) -> int:
+    """Bytes (PSS), the most while it takes steps."""
+    with Told([sys.executable, "-m", "shoal.bench.plain", task, str(BATCH)]) as plain:
+        plain.expect("ready")
+        plain.tell(f"steps {STEPS}")
+        plain.heard()
+        plain.tell("steps 1000000")
+        return max(memory_bytes(plain.pid) for _ in _looks())
+
+
+def of_node(task: str, algorithm: str, folder: Path) -> tuple[int, int]:
+    """Bytes (PSS) of (trainer, daemon) of one of two nodes, when they were the most."""
+    common: dict[str, Any] = {
+        "shoal": f"{folder.parent.name}-{algorithm}",
+        "task": task,
+        "algorithm": algorithm,
+        "precision": "f32",
+        "lr": 1e-4,
+        "batch": BATCH,
+        "rounds": 1_000_000,
+        "checkpoint_every": 0,
+        "eval_every": 0,
+        "partition": "iid",
+    }
+    coordinator = _coordinator(folder, common["shoal"]) if ALGORITHMS[algorithm].over[0] == "coordinator" else None
+    try:
+        with Fleet(folder, loopback_nodes(2, **common)) as fleet:
+            _until_trained(fleet)
+            seen = [_of_both_processes(node) for _ in _looks() for node in fleet.nodes]
+            for node in fleet.nodes:  # a checkpoint is of no use
+                node.process.kill()
+    finally:
+        if coordinator is not None:
+            coordinator.process.kill()
+            coordinator.process.wait()
+    return max(seen, key=sum)
+
+
+def _coordinator(folder: Path, shoal: str) -> NodeProcess:
+    return start(folder, {"name": "coordinator", "shoal": shoal, "log": "human"}, verb="coordinator")
+
+
+def _until_trained(fleet: Fleet) -> None:
+    until = time.monotonic() + WITHIN_S
+    while any(_steps(node) < STEPS for node in fleet.nodes):
+        if time.monotonic() > until or fleet.failures():
+            logs = " | ".join(node.log_tail() for node in fleet.nodes)
+            raise RuntimeError(f"two nodes have not taken {STEPS} steps within {WITHIN_S:g} s: {logs}")
+        time.sleep(0.1)
+
+
+def _steps(node: NodeProcess) -> int:
+    status = node.status()
+    return 0 if status is None else int(status["node"]["step"])
+
+
+def _of_both_processes(node: NodeProcess) -> tuple[int, int]:
+    daemon, *rest = family(node.process.pid)
+    return sum(map(memory_bytes, rest)), memory_bytes(daemon)
+
+
+def _looks() -> Iterator[int]:
+    for k in range(LOOKS):
+        time.sleep(EVERY_S)
+        yield k
