@@ -1,9 +1,9 @@
 """What memory a node takes beyond a plain PyTorch loop with the same model, by algorithm."""
 
+import contextlib
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -32,9 +32,8 @@ def measure(lab: Lab) -> list[Figure]:
     with tempfile.TemporaryDirectory() as place:
         file = Path(place) / "blank.py"
         file.write_text(layers_file(width))
-        plain = of_plain(f"{file}:Blank")
         for algorithm in ["ad-psgd"] if lab.quick else ALGORITHMS:
-            trainer, daemon = of_node(f"{file}:Blank", algorithm, Path(place) / algorithm)
+            trainer, daemon, plain = most(f"{file}:Blank", algorithm, Path(place) / algorithm)
             note = f"trainer {trainer >> 20} MiB, daemon {daemon >> 20}; plain {plain >> 20}; a vector {vector >> 20}"
             figures.append(
                 Figure(
@@ -49,18 +48,9 @@ def measure(lab: Lab) -> list[Figure]:
     return figures
 
 
-def of_plain(task: str) -> int:
-    """Bytes (PSS), the most while it takes steps."""
-    with Told([sys.executable, "-m", "shoal.bench.plain", task, str(BATCH)]) as plain:
-        plain.expect("ready")
-        plain.tell(f"steps {STEPS}")
-        plain.heard()
-        plain.tell("steps 1000000")
-        return max(memory_bytes(plain.pid) for _ in _looks())
-
-
-def of_node(task: str, algorithm: str, folder: Path) -> tuple[int, int]:
-    """Bytes (PSS) of (trainer, daemon) of one of two nodes, when they were the most."""
+def most(task: str, algorithm: str, folder: Path) -> tuple[int, int, int]:
+    """Bytes (PSS): of trainer and daemon of one of two nodes when they were the most together, and the most of the
+    plain loop. All of them are at work at the same time, so that pages of torch's code are shared by as many."""
     common: dict[str, Any] = {
         "shoal": f"{folder.parent.name}-{algorithm}",
         "task": task,
@@ -73,22 +63,28 @@ def of_node(task: str, algorithm: str, folder: Path) -> tuple[int, int]:
         "eval_every": 0,
         "partition": "iid",
     }
-    coordinator = _coordinator(folder, common["shoal"]) if ALGORITHMS[algorithm].over[0] == "coordinator" else None
-    try:
-        with Fleet(folder, loopback_nodes(2, **common)) as fleet:
-            _until_trained(fleet)
-            seen = [_of_both_processes(node) for _ in _looks() for node in fleet.nodes]
-            for node in fleet.nodes:  # a checkpoint is of no use
-                node.process.kill()
-    finally:
-        if coordinator is not None:
-            coordinator.process.kill()
-            coordinator.process.wait()
-    return max(seen, key=sum)
+    with contextlib.ExitStack() as stack:
+        if ALGORITHMS[algorithm].over[0] == "coordinator":
+            specs: dict[str, Any] = {"name": "coordinator", "shoal": common["shoal"], "log": "human"}
+            stack.callback(_kill, start(folder, specs, verb="coordinator"))
+        plain = stack.enter_context(Told([sys.executable, "-m", "shoal.bench.plain", task, str(BATCH)]))
+        fleet = stack.enter_context(Fleet(folder, loopback_nodes(2, **common)))
+        for node in fleet.nodes:  # neither a checkpoint nor an end in order is of any use
+            stack.callback(_kill, node)
+        plain.expect("ready")
+        plain.tell("steps 1000000")
+        _until_trained(fleet)
+        of_plain, of_nodes = [], []
+        for _ in range(LOOKS):
+            time.sleep(EVERY_S)
+            of_plain.append(memory_bytes(plain.pid))
+            of_nodes += [_of_both_processes(node) for node in fleet.nodes]
+    return *max(of_nodes, key=sum), max(of_plain)
 
 
-def _coordinator(folder: Path, shoal: str) -> NodeProcess:
-    return start(folder, {"name": "coordinator", "shoal": shoal, "log": "human"}, verb="coordinator")
+def _kill(node: NodeProcess) -> None:
+    node.process.kill()
+    node.process.wait()
 
 
 def _until_trained(fleet: Fleet) -> None:
@@ -108,9 +104,3 @@ def _steps(node: NodeProcess) -> int:
 def _of_both_processes(node: NodeProcess) -> tuple[int, int]:
     daemon, *rest = family(node.process.pid)
     return sum(map(memory_bytes, rest)), memory_bytes(daemon)
-
-
-def _looks() -> Iterator[int]:
-    for k in range(LOOKS):
-        time.sleep(EVERY_S)
-        yield k

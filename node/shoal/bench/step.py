@@ -15,7 +15,7 @@ from shoal.bench.lab import Figure, Lab, median
 from shoal.bench.told import Told
 from shoal.settings import Settings
 
-ROWS: list[tuple[str, int, int, float]] = [("1e5", 182, 256, 5.0), ("1e7", 1825, 16, 15.0)]
+ROWS: list[tuple[str, int, int, float]] = [("1e5", 182, 768, 5.0), ("1e7", 1825, 16, 15.0)]
 """(parameters, width of three layers, batch, bar in percent)."""
 STRETCH_S = 0.25
 """Of steps in a row."""
