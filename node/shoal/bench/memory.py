@@ -97,8 +97,7 @@ def _until_trained(fleet: Fleet) -> None:
 
 
 def _steps(node: NodeProcess) -> int:
-    status = node.status()
-    return 0 if status is None else int(status["node"]["step"])
+    return int((node.status() or {}).get("node", {}).get("step", 0))
 
 
 def _of_both_processes(node: NodeProcess) -> tuple[int, int]:

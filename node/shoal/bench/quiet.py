@@ -67,8 +67,8 @@ def quiet_nodes(count: int, **settings: Any) -> Iterator[list[NodeProcess]]:
 
 
 def _complete(node: NodeProcess, count: int) -> bool:
-    status = node.status()
-    return status is not None and status["view"] is not None and len(status["view"]["members"]) == count
+    view = (node.status() or {}).get("view")  # the first status comes a moment after the port
+    return view is not None and len(view["members"]) == count
 
 
 def main(arguments: list[str]) -> int:
