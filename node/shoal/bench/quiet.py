@@ -54,12 +54,13 @@ def quiet_nodes(count: int, **settings: Any) -> Iterator[list[NodeProcess]]:
         common = {"shoal": folder.name, "algorithm": "ad-psgd", **settings}
         with Fleet(folder, loopback_nodes(count, **common), entry=("-m", "shoal.bench.quiet")) as fleet:
             try:
-                until, waiting = time.monotonic() + START_WITHIN_S, fleet.nodes
-                while waiting := [node for node in waiting if not _complete(node, count)]:
-                    if time.monotonic() > until:
-                        what = f"{len(waiting)} of {count} nodes lack others after {START_WITHIN_S:g} s"
-                        raise RuntimeError(f"{what}: {waiting[0].log_tail()}")
-                    time.sleep(0.2)
+                until = time.monotonic() + START_WITHIN_S
+                for node in fleet.nodes:
+                    while not _complete(node, count):
+                        if time.monotonic() > until:
+                            what = f"{node.name} of {count} is not linked with all after {START_WITHIN_S:g} s"
+                            raise RuntimeError(f"{what}: {node.log_tail(1)}")
+                        time.sleep(0.2)
                 yield fleet.nodes
             finally:
                 for node in fleet.nodes:
