@@ -1,10 +1,10 @@
 """Nodes as shipped, two processes each, that average or train when they are told to."""
 
+import contextlib
 import socket
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ class Couple:
     """Made by `couple`."""
 
     def __init__(self, fleet: Fleet, commands: dict[str, socket.socket]) -> None:
-        self.fleet, self._commands = fleet, commands
+        self.fleet = fleet
         self._streams = {name: connection.makefile("rw") for name, connection in commands.items()}
         self.pids = [pid for node in fleet.nodes for pid in family(node.process.pid)]
 
@@ -52,6 +52,12 @@ class Couple:
         self._streams[name].flush()
         return float(self._streams[name].readline())
 
+    def close(self) -> None:
+        """Tell them nothing any more."""
+        for stream in self._streams.values():
+            with contextlib.suppress(OSError):  # one may have ended with something unread
+                stream.close()
+
     def trainer(self, name: str) -> int:
         """Its process."""
         (node,) = (node for node in self.fleet.nodes if node.name == name)
@@ -63,7 +69,7 @@ class Couple:
         return " | ".join(node.log_tail() for node in self.fleet.nodes)
 
 
-@contextmanager
+@contextlib.contextmanager
 def couple(elements: int, count: int = 2, **settings: Any) -> Iterator[Couple]:
     """Two nodes on loopback, or `count`, connected, with vectors of that size. Raises RuntimeError when they do not
     start."""
@@ -71,7 +77,7 @@ def couple(elements: int, count: int = 2, **settings: Any) -> Iterator[Couple]:
         yield nodes
 
 
-@contextmanager
+@contextlib.contextmanager
 def obedient(task: str, count: int, **settings: Any) -> Iterator[Couple]:
     """Likewise, with the class Blank of a task file with that text."""
     with tempfile.TemporaryDirectory() as place, socket.socket(socket.AF_UNIX) as listening:
@@ -89,13 +95,21 @@ def obedient(task: str, count: int, **settings: Any) -> Iterator[Couple]:
             "eval_every": 0,
             **settings,
         }
-        with Fleet(folder, loopback_nodes(count, **common), entry=("-m", "shoal.bench.obedient")) as fleet:
+        with (
+            contextlib.ExitStack() as stack,
+            Fleet(folder, loopback_nodes(count, **common), entry=("-m", "shoal.bench.obedient")) as fleet,
+        ):
+            commands = {}
             try:
-                commands = dict(_connected(listening) for _ in fleet.nodes)
+                for _ in fleet.nodes:
+                    name, connection = _connected(listening)
+                    commands[name] = stack.enter_context(connection)
             except TimeoutError:
                 logs = " | ".join(node.log_tail() for node in fleet.nodes)
                 raise RuntimeError(f"{count} nodes did not start within {START_WITHIN_S:g} s: {logs}") from None
-            yield Couple(fleet, commands)
+            nodes = Couple(fleet, commands)
+            stack.callback(nodes.close)
+            yield nodes
             for node in fleet.nodes:  # they have no end of their own
                 node.process.kill()
 
