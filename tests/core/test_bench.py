@@ -1,16 +1,16 @@
 """The bench's arithmetic, its table and its command. What it measures has no test: times are no assertions."""
 
-import contextlib
 import json
 import os
 import stat
 import sys
+import time
 from pathlib import Path
 
 import pytest
 
 from shoal.bench import nodes, sizes
-from shoal.bench.against_hivemind import VERSION, installed
+from shoal.bench.against_hivemind import VERSION, compared, installed
 from shoal.bench.baselines import copying, in_turn, rates
 from shoal.bench.blank import layers_file, task_file
 from shoal.bench.exchange import WARM_UP
@@ -108,6 +108,14 @@ for line in sys.stdin:
 """
 
 
+def alive(pid: int) -> bool:
+    """Whether it runs; one that is dead and was not waited for yet does not."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
 def test_a_process_is_told_a_line_and_answers_with_one() -> None:
     with Told([sys.executable, "-c", ECHO]) as told:
         told.tell("ready")
@@ -131,8 +139,8 @@ def test_with_a_process_end_those_that_it_has_started() -> None:
         mine, child = family(told.pid)
         assert mine == told.pid
         assert child in children(mine)
-    with contextlib.suppress(FileNotFoundError):  # gone, or dead and not waited for yet
-        assert Path(f"/proc/{child}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+    while alive(child):
+        time.sleep(0.01)
 
 
 def test_the_second_of_a_pair_is_told_where_the_first_is() -> None:
@@ -219,6 +227,14 @@ def test_the_first_average_is_in_seconds_of_the_epoch() -> None:
         {"t": 3.0, "kind": "exchange", "outcome": "done"},
     ]
     assert first_average(history) == 1001.5
+
+
+def test_beside_hivemind_its_search_for_a_group_counts_apart() -> None:
+    theirs, ours = [(2.0, 8.0), (4.0, 8.0)], [(1.0, 2.0), (1.0, 2.0)]
+    speed, whole, cpu = compared("average", theirs, ours, [9.0, 9.0, 1.0, 2.0], "1.2.3")  # the first two to warm up
+    assert (speed.value, speed.bar, speed.note) == (3.0, 4, "1000 ms, hivemind 1.2.3 3000 ms")
+    assert whole.samples == (3.0, 6.0)
+    assert cpu.value == 4.0
 
 
 def test_an_interpreter_with_hivemind_tells_its_version(tmp_path: Path) -> None:

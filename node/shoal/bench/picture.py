@@ -40,7 +40,7 @@ def draw(path: Path, figures: Sequence[Figure], heading: str) -> bool:
             axis.text(far, row, said(figure), va="center", ha="left" if far >= 0 else "right", fontsize=8)
         axis.axvline(0, color="black", lw=1)
         axis.set_yticks(range(len(barred)), [textwrap.shorten(f.name, 60) for f in barred], fontsize=8)
-        axis.invert_yaxis()
+        axis.set_ylim(len(barred) - 0.4, -0.6)
         least, most = (math.log2(pick(map(reached, barred))) for pick in (min, max))
         ticks = range(math.floor(min(least, -1)), math.ceil(max(most, 1)) + 1)
         axis.set_xticks(ticks, [f"{2.0**tick:g}" for tick in ticks])
