@@ -4,6 +4,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import numpy as np
 
@@ -23,9 +24,11 @@ def measure(lab: Lab) -> list[Figure]:
     """GB/s and CPU seconds a GB of each, counted in the float32 bytes of one vector that is averaged."""
     n = lab.size(ELEMENTS)
     figures = _others(lab, n)
-    for codec in CODECS[:1] if lab.quick else CODECS:
-        with TcpPair(n) as tcp, couple(n, codec=codec) as nodes:
-            taken = in_turn({"plain TCP": tcp.swap, f"shoal, {codec}": nodes.average}, lab.pairs)
+    ours: dict[str, dict[str, Any]] = {f"shoal, {codec}": {"codec": codec} for codec in CODECS}
+    ours["shoal, f32 in shared memory"] = {"share_memory": True}
+    for name, settings in list(ours.items())[: 1 if lab.quick else None]:
+        with TcpPair(n) as tcp, couple(n, **settings) as nodes:
+            taken = in_turn({"plain TCP": tcp.swap, name: nodes.average}, lab.pairs)
         figures += rates(taken, 4 * n)[2:]  # the speed of TCP is there already; here it is the reference
     return figures
 

@@ -31,6 +31,7 @@ READY: dict[str, Any] = {
     "step": 0,
     "gradients": 0,
     "device": "cpu",
+    "memory": None,
 }
 """What a trainer says of a task with one parameter and one sample."""
 
