@@ -1,16 +1,16 @@
-"""Two nodes as shipped, four processes, that average when they are told to."""
+"""Nodes as shipped, two processes each, that average or train when they are told to."""
 
+import contextlib
 import socket
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from shoal.bench.blank import task_file
 from shoal.bench.obedient import SOCKET
-from shoal.bench.processes import children, cpu_seconds
+from shoal.bench.processes import children, cpu_seconds, family
 from shoal.demo.fleet import Fleet, loopback_nodes
 
 START_WITHIN_S = 60.0
@@ -20,13 +20,13 @@ class Couple:
     """Made by `couple`."""
 
     def __init__(self, fleet: Fleet, commands: dict[str, socket.socket]) -> None:
-        self.fleet, self._commands = fleet, commands
+        self.fleet = fleet
         self._streams = {name: connection.makefile("rw") for name, connection in commands.items()}
-        daemons = [node.process.pid for node in fleet.nodes]
-        self.pids = [*daemons, *(child for pid in daemons for child in children(pid))]
+        self.pids = [pid for node in fleet.nodes for pid in family(node.process.pid)]
 
     def average(self, name: str = "node-1") -> tuple[float, float]:
-        """(wall seconds, CPU seconds of all four processes) until both have applied their halves."""
+        """(wall seconds, CPU seconds of all processes) until that node and its first neighbour have applied their
+        halves."""
         stream = self._streams[name]
         cpu, began = cpu_seconds(self.pids), time.perf_counter()
         stream.write("average\n")
@@ -46,6 +46,18 @@ class Couple:
         """Seconds of each piece of work."""
         return [float(word) for word in self._streams[name].readline().split()]
 
+    def steps(self, count: int, name: str = "node-1") -> float:
+        """Seconds that so many steps of `ad_psgd` take that node."""
+        self._streams[name].write(f"steps {count}\n")
+        self._streams[name].flush()
+        return float(self._streams[name].readline())
+
+    def close(self) -> None:
+        """Tell them nothing any more."""
+        for stream in self._streams.values():
+            with contextlib.suppress(OSError):  # one may have ended with something unread
+                stream.close()
+
     def trainer(self, name: str) -> int:
         """Its process."""
         (node,) = (node for node in self.fleet.nodes if node.name == name)
@@ -57,12 +69,20 @@ class Couple:
         return " | ".join(node.log_tail() for node in self.fleet.nodes)
 
 
-@contextmanager
-def couple(elements: int, **settings: Any) -> Iterator[Couple]:
-    """Two nodes on loopback, connected, with vectors of that size. Raises RuntimeError when they do not start."""
+@contextlib.contextmanager
+def couple(elements: int, count: int = 2, **settings: Any) -> Iterator[Couple]:
+    """Two nodes on loopback, or `count`, connected, with vectors of that size. Raises RuntimeError when they do not
+    start."""
+    with obedient(task_file(elements), count, **settings) as nodes:
+        yield nodes
+
+
+@contextlib.contextmanager
+def obedient(task: str, count: int, **settings: Any) -> Iterator[Couple]:
+    """Likewise, with the class Blank of a task file with that text."""
     with tempfile.TemporaryDirectory() as place, socket.socket(socket.AF_UNIX) as listening:
         folder = Path(place)
-        (folder / "blank.py").write_text(task_file(elements))
+        (folder / "blank.py").write_text(task)
         listening.bind(str(folder / SOCKET))
         listening.listen()
         listening.settimeout(START_WITHIN_S)
@@ -75,13 +95,21 @@ def couple(elements: int, **settings: Any) -> Iterator[Couple]:
             "eval_every": 0,
             **settings,
         }
-        with Fleet(folder, loopback_nodes(2, **common), entry=("-m", "shoal.bench.obedient")) as fleet:
+        with (
+            contextlib.ExitStack() as stack,
+            Fleet(folder, loopback_nodes(count, **common), entry=("-m", "shoal.bench.obedient")) as fleet,
+        ):
+            commands = {}
             try:
-                commands = dict(_connected(listening) for _ in fleet.nodes)
+                for _ in fleet.nodes:
+                    name, connection = _connected(listening)
+                    commands[name] = stack.enter_context(connection)
             except TimeoutError:
                 logs = " | ".join(node.log_tail() for node in fleet.nodes)
-                raise RuntimeError(f"two nodes did not start within {START_WITHIN_S:g} s: {logs}") from None
-            yield Couple(fleet, commands)
+                raise RuntimeError(f"{count} nodes did not start within {START_WITHIN_S:g} s: {logs}") from None
+            nodes = Couple(fleet, commands)
+            stack.callback(nodes.close)
+            yield nodes
             for node in fleet.nodes:  # they have no end of their own
                 node.process.kill()
 

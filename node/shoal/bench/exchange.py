@@ -50,20 +50,16 @@ class Paired(NamedTuple):
 
 def against_tcp(elements: int, repeats: int, **settings: Any) -> Paired:
     """One swap over plain TCP, then one average, and so on. Every second average is asked for by the other node."""
-    tcp = TcpPair(elements)
     paired = Paired([], [], [], [])
-    try:
-        with couple(elements, **settings) as nodes:
-            for k in range(-WARM_UP, repeats):
-                tcp_s, tcp_cpu = tcp.swap()
-                ours_s, ours_cpu = nodes.average(f"node-{1 + k % 2}")
-                if k >= 0:
-                    paired.speed.append(tcp_s / ours_s)
-                    paired.cpu.append(ours_cpu / tcp_cpu)
-                    paired.tcp_s.append(tcp_s)
-                    paired.ours_s.append(ours_s)
-    finally:
-        tcp.close()
+    with TcpPair(elements) as tcp, couple(elements, **settings) as nodes:
+        for k in range(-WARM_UP, repeats):
+            tcp_s, tcp_cpu = tcp.swap()
+            ours_s, ours_cpu = nodes.average(f"node-{1 + k % 2}")
+            if k >= 0:
+                paired.speed.append(tcp_s / ours_s)
+                paired.cpu.append(ours_cpu / tcp_cpu)
+                paired.tcp_s.append(tcp_s)
+                paired.ours_s.append(ours_s)
     return paired
 
 

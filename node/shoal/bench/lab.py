@@ -4,6 +4,7 @@ import dataclasses
 import os
 import platform
 import statistics
+import sys
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -40,10 +41,11 @@ class Figure:
 
 @dataclasses.dataclass(frozen=True)
 class Lab:
-    """How often, and how large. `pairs`: interleaved repeats."""
+    """How often, and how large. `pairs`: interleaved repeats. `hivemind`: a Python that can import it."""
 
     pairs: int = 31
     quick: bool = False
+    hivemind: str = sys.executable
 
     def size(self, elements: int) -> int:
         """Of a vector: a tenth where it is to be quick."""

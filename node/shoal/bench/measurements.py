@@ -3,7 +3,18 @@
 from collections.abc import Callable
 from typing import NamedTuple
 
-from shoal.bench import exchange, signs
+from shoal.bench import (
+    against_hivemind,
+    baselines,
+    exchange,
+    idle,
+    memory,
+    nodes,
+    signs,
+    sizes,
+    start,
+    step,
+)
 from shoal.bench.lab import Figure, Lab
 
 
@@ -17,5 +28,13 @@ class Measurement(NamedTuple):
 MEASUREMENTS: dict[str, Measurement] = {
     "signs": Measurement("packing, unpacking and counting signs, against memcpy", signs.measure),
     "exchange": Measurement("one average through both processes of two nodes, against plain TCP", exchange.measure),
+    "baselines": Measurement("memcpy, TCP, gloo and an average in every codec, side by side", baselines.measure),
+    "sizes": Measurement("an average by the size of the model, beside TCP", sizes.measure),
+    "hivemind": Measurement("the same average by hivemind, if it is installed", against_hivemind.measure),
+    "step": Measurement("a step of a node that averages with nobody, against a plain loop", step.measure),
     "training": Measurement("what an average beside it costs a node's training", exchange.measure_lost),
+    "memory": Measurement("memory of a node beyond a plain loop, by algorithm", memory.measure),
+    "start": Measurement("from spawn until each of five nodes has averaged", start.measure),
+    "idle": Measurement("processor and memory of a daemon with ten peers and nothing to do", idle.measure),
+    "nodes": Measurement("what a daemon, and a pair's average, cost by the number of nodes", nodes.measure),
 }

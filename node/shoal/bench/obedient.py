@@ -1,11 +1,12 @@
-"""Nodes of the bench: daemon and trainer as shipped, but the trainer averages when it is told to, and never trains.
+"""Nodes of the bench: daemon and trainer as shipped, but the trainer does what it is told to.
 
     python -m shoal.bench.obedient node ...       a node, like `python -m shoal node ...`
     python -m shoal.bench.obedient FD FD          its trainer, started by the daemon
 
 It is told over a Unix socket in the folder above the node's state, one line a command:
 
-    average       with the neighbour; answers with the outcome when the peer has confirmed that its half is applied
+    average       with the first neighbour; answers with the outcome when it has confirmed that its half is applied
+    steps COUNT   of `ad_psgd` as shipped; answers with the seconds that they took
     work SECONDS  computes for so long where gradients are computed; answers with the seconds of each piece, in a line
 """
 
@@ -17,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from shoal import child
+from shoal.algorithms.ad_psgd import ad_psgd
 from shoal.algorithms.worker import Worker
 
 if TYPE_CHECKING:  # the daemon imports no torch
@@ -35,13 +37,24 @@ async def obey(me: Worker) -> None:
     while line := await reader.readline():
         command, _, argument = line.decode().strip().partition(" ")
         if command == "average":
-            (peer,) = me.neighbours
+            peer = me.neighbours[0]
             outcome = await me.average(peer)
             await me.pairing.settled([peer])
             answer = outcome.value
+        elif command == "steps":
+            answer = f"{await train(me, int(argument)):.6f}"
         else:
             answer = " ".join([f"{piece:.6f}" for piece in await work(me, float(argument))])
         writer.write(f"{answer}\n".encode())
+
+
+async def train(me: "Runtime", count: int) -> float:
+    """Seconds of so many steps, each with its gradient, and with an average where there is a neighbour."""
+    budget = iter(range(count))
+    vars(me)["more"] = lambda: next(budget, None) is not None  # `ad_psgd` asks before each step
+    began = time.perf_counter()
+    await ad_psgd(me)
+    return time.perf_counter() - began
 
 
 async def work(me: "Runtime", seconds: float) -> list[float]:

@@ -4,52 +4,20 @@ python -m shoal.bench.tcp ELEMENTS            two of them, told by their parent 
 """
 
 import socket
-import subprocess
 import sys
 import threading
-import time
 
 import numpy as np
 import numpy.typing as npt
 
-from shoal.bench.processes import cpu_seconds
+from shoal.bench.told import Pair
 
 
-class TcpPair:
+class TcpPair(Pair):
     """Two processes with a connection between them, kept over all swaps."""
 
     def __init__(self, elements: int) -> None:
-        self._ends = [self._start(elements, "")]
-        self._ends.append(self._start(elements, self._said(self._ends[0])))
-        for end in self._ends:
-            assert self._said(end) == "ready"
-
-    def swap(self) -> tuple[float, float]:
-        """(wall seconds, CPU seconds of both) until both hold the mean."""
-        pids = [end.pid for end in self._ends]
-        cpu, began = cpu_seconds(pids), time.perf_counter()
-        for end in self._ends:
-            assert end.stdin is not None
-            end.stdin.write("swap\n")
-            end.stdin.flush()
-        for end in self._ends:
-            assert self._said(end) == "done"
-        return time.perf_counter() - began, cpu_seconds(pids) - cpu
-
-    def close(self) -> None:
-        """Both end."""
-        for end in self._ends:
-            end.kill()
-            end.communicate()
-
-    def _start(self, elements: int, port: str) -> "subprocess.Popen[str]":
-        argv = [sys.executable, "-m", "shoal.bench.tcp", str(elements), *([port] if port else [])]
-        return subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-
-    @staticmethod
-    def _said(end: "subprocess.Popen[str]") -> str:
-        assert end.stdout is not None
-        return end.stdout.readline().strip()
+        super().__init__([sys.executable, "-m", "shoal.bench.tcp", str(elements)])
 
 
 def serve(elements: int, port: int) -> None:
