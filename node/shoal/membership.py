@@ -5,6 +5,7 @@ our own heartbeats' business: discovery only hints. A heartbeat with a number is
 gives round-trip times and shows that the link works both ways.
 """
 
+import math
 import random
 from typing import Any
 
@@ -85,10 +86,10 @@ class Membership:
         member = self._member(peer, incarnation)
         if member is None:
             return []
-        member.linked, member.link_words, member.heard_at = True, "", now
+        member.linked, member.link_words, member.heard_at, member.last_number = True, "", now, 0
         beat = self._next_beat(now)
         shown = [] if member.coordinates else self.agreement.show(peer)
-        return [self._beat(member, beat), *shown, *self._after(now)]
+        return [self._beat(member, beat, now), *shown, *self._after(now)]
 
     def link_down(self, peer: PeerId, reason: str, now: float, incarnation: int | None = None) -> list[Action]:
         """The stream broke, or could not be built up; `reason` in the words of the transport."""
@@ -242,18 +243,20 @@ class Membership:
     def _on_heartbeat(self, member: Member, beat: Heartbeat, now: float) -> list[Action]:
         if beat.phase not in PHASE_WORDS:
             raise BadFrame(f"heartbeat from {member.id} has the phase {beat.phase}, known: 0 to {max(PHASE_WORDS)}")
+        if not 0 <= beat.held_s < math.inf:
+            raise BadFrame(f"heartbeat from {member.id} was held for {beat.held_s} s, expected 0 or more")
         member.beat = beat
         self.roster.learn(member.identity, beat.gradients)
         if beat.answers > member.acknowledged and beat.answers in self._sent_at:
             member.acknowledged, member.acknowledged_at = beat.answers, self._sent_at[beat.answers]
-            if not beat.number:
-                rtt_s = now - member.acknowledged_at
-                old = rtt_s if member.rtt_s is None else member.rtt_s
-                member.rtt_s = (1 - SMOOTHING) * old + SMOOTHING * rtt_s
+            rtt_s = max(0.0, now - member.acknowledged_at - beat.held_s)
+            old = rtt_s if member.rtt_s is None else member.rtt_s
+            member.rtt_s = (1 - SMOOTHING) * old + SMOOTHING * rtt_s
         if not beat.number:
             return []
-        member.last_number = beat.number
-        return [self._beat(member, 0)]
+        first, member.last_number, member.last_at = not member.last_number, beat.number, now
+        # Whether a link works both ways is to be known at once; later ones are answered by the next beat.
+        return [self._beat(member, 0, now)] if first else []
 
     def _on_leave(self, member: Member, leave: Leave) -> None:
         member.left = leave.reason[:WORDS_LIMIT] or ("finished" if leave.finished else "no reason given")
@@ -270,12 +273,14 @@ class Membership:
         """A heartbeat to everybody linked; to the gone as well, for they may come back."""
         number = self._next_beat(now)
         linked = [m for _, m in sorted(self.roster.members.items()) if m.linked and not m.left]
-        return [self._beat(m, number) for m in linked]
+        return [self._beat(m, number, now) for m in linked]
 
-    def _beat(self, member: Member, number: int) -> Send:
+    def _beat(self, member: Member, number: int, now: float) -> Send:
         beat = Heartbeat()
         beat.CopyFrom(self.roster.mine)
         beat.phase, beat.number, beat.answers = self.phase, number, member.last_number
+        if member.last_number:
+            beat.held_s = now - member.last_at
         return Send(member.id, Control(heartbeat=beat))
 
     def _forgive(self, now: float) -> None:

@@ -116,7 +116,8 @@ class Member:
     reason: str = "no link yet"  # of a state that is not ALIVE
     joined: bool = False  # the daemon was told of it, and not that it is gone
     beat: Heartbeat = dataclasses.field(default_factory=lambda: Heartbeat(loss=math.nan))
-    last_number: int = 0  # of its heartbeats
+    last_number: int = 0  # of its heartbeats on this link
+    last_at: float = -math.inf  # when that one came
     acknowledged: int = 0  # the newest of our heartbeats that it has answered on this link
     acknowledged_at: float = -math.inf  # when that one was sent
     rtt_s: float | None = None

@@ -231,11 +231,23 @@ def test_a_new_phase_is_told_at_the_next_tick_and_a_new_step_with_the_next_heart
     assert beats(members.tick(0.2)) == []
 
 
-def test_a_numbered_heartbeat_is_answered_at_once_and_an_answer_is_not() -> None:
+def test_the_first_heartbeat_on_a_link_is_answered_at_once_and_later_ones_by_the_next() -> None:
     members = linked()
     (answer,) = beats(members.heard("node-a", beat(number=17), 1.0))
-    assert (answer.number, answer.answers) == (0, 17)
+    assert (answer.number, answer.answers, answer.held_s) == (0, 17, 0)
     assert beats(members.heard("node-a", beat(number=0, answers=1), 1.0)) == []
+    assert beats(members.heard("node-a", beat(number=18), 1.5)) == []
+    (sent,) = beats(members.tick(1.75))
+    assert (sent.answers, sent.held_s) == (18, 0.25)
+
+
+def test_on_a_new_link_the_first_is_answered_at_once_again() -> None:
+    members = linked()
+    members.heard("node-a", beat(number=17), 1.0)
+    members.link_down("node-a", "cut", 1.1)
+    (sent,) = beats(members.link_up("node-a", 1.2))
+    assert (sent.answers, sent.held_s) == (0, 0)
+    assert [answer.answers for answer in beats(members.heard("node-a", beat(number=18), 1.3))] == [18]
 
 
 def test_round_trip_times_come_from_answers_and_are_smoothed() -> None:
@@ -249,12 +261,29 @@ def test_round_trip_times_come_from_answers_and_are_smoothed() -> None:
     assert members.snapshot(1.0)[1]["rtt_s"] == pytest.approx(0.009)
 
 
-def test_a_heartbeat_that_only_mentions_ours_gives_no_round_trip_time() -> None:
+def test_how_long_an_answer_was_held_is_no_part_of_the_round_trip() -> None:
     members = membership()
     members.met(PEER, 0, 0.0)
     (first,) = beats(members.link_up("node-a", 0.0))
-    members.heard("node-a", beat(number=4, answers=first.number), 0.4)
-    assert members.snapshot(1.0)[1]["rtt_s"] is None
+    members.heard("node-a", beat(number=4, answers=first.number, held_s=0.39), 0.4)
+    assert members.snapshot(1.0)[1]["rtt_s"] == pytest.approx(0.01)
+    members.heard("node-a", beat(number=5, answers=first.number, held_s=1.39), 1.4)  # the same again tells nothing
+    assert members.snapshot(1.5)[1]["rtt_s"] == pytest.approx(0.01)
+
+
+def test_a_clock_that_runs_fast_elsewhere_gives_no_negative_times() -> None:
+    members = membership()
+    members.met(PEER, 0, 0.0)
+    (first,) = beats(members.link_up("node-a", 0.0))
+    members.heard("node-a", beat(answers=first.number, held_s=0.5), 0.4)
+    assert members.snapshot(1.0)[1]["rtt_s"] == 0
+
+
+@pytest.mark.parametrize("held_s", [-1.0, float("nan"), float("inf")])
+def test_an_answer_cannot_have_been_held_for_that_long(held_s: float) -> None:
+    members = linked()
+    with pytest.raises(BadFrame, match=r"heartbeat from node-a was held for .* s, expected 0 or more"):
+        members.heard("node-a", beat(number=1, held_s=held_s), 1.0)
 
 
 def test_a_link_works_both_ways_only_once_the_member_has_answered() -> None:

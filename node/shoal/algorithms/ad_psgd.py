@@ -31,11 +31,11 @@ async def ad_psgd(me: Worker) -> None:
     """Until the shoal has its gradients: one finished average to every 1 + overlap gradients."""
     averaging, steps = None, 0
     while me.more():
-        if averaging is None:
+        if averaging is None and me.neighbours:
             averaging, steps = me.begin(average_once(me)), 0
         g = await me.gradient(me.x)
         steps += 1
-        if steps > me.overlap:
+        if averaging is not None and steps > me.overlap:
             await averaging
             averaging = None
         u = direction(me, g)

@@ -13,6 +13,7 @@ from typing import NoReturn
 
 import torch
 
+from shoal.heap import keep_freed_memory
 from shoal.link import Channel
 from shoal.settings import Settings
 from shoal.trainer.host import TrainerHost, report_failure
@@ -76,6 +77,7 @@ async def linger(channel: Channel) -> None:
 
 def run(control_fd: int, memory_fd: int) -> NoReturn:
     """The process, to its end."""
+    keep_freed_memory()
     for number in (signal.SIGINT, signal.SIGTERM):  # service managers send it to every process; the daemon decides
         signal.signal(number, signal.SIG_IGN)
     code = 1

@@ -11,7 +11,6 @@ import time
 import traceback
 import weakref
 from collections.abc import Callable, Coroutine
-from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -30,6 +29,7 @@ from shoal.messages import AVERAGES, Kind, Message, PeerId
 from shoal.runtime import Runtime, View
 from shoal.settings import Settings
 from shoal.sharing import Memory
+from shoal.trainer.computing import Computing
 from shoal.trainer.keeper import Keeper
 from shoal.trainer.outbox import DTYPES, Outbox
 from shoal.trainer.windows import Windows
@@ -79,8 +79,7 @@ class TrainerHost:
         self.windows = Windows(memory_fd, self.slot_bytes, wanted=s.share_memory)
         received = range(TRANSMIT, TRANSMIT + RECEIVE)
         self._received = {k: torch.frombuffer(segment.slot(k), dtype=torch.uint8) for k in received}
-        self._computing = ThreadPoolExecutor(1, thread_name_prefix="compute")
-        self._given: list[Future[Any]] = []  # to the second thread
+        self._computing = Computing()
         self._connections: dict[PeerId, int] = {}  # connection numbers
         self._others: dict[PeerId, int] = {}  # gradients, the most that was heard of
         self._work: asyncio.Task[None] | None = None  # the algorithm, later the forming of the mean
@@ -110,14 +109,11 @@ class TrainerHost:
 
     async def compute(self, work: Callable[[], T], cost: float = 1.0) -> T:
         """In the second thread, one piece of work at a time, so that this loop answers peers meanwhile."""
-        given = self._computing.submit(self._paced, work, cost)
-        self._given.append(given)
-        return await asyncio.wrap_future(given)
+        return await self._computing.submit(functools.partial(self._paced, work, cost))
 
     def computes(self) -> bool:
         """Whether the second thread has something to do, whoever still waits for it."""
-        self._given = [given for given in self._given if not given.done()]
-        return bool(self._given)
+        return self._computing.busy()
 
     def _paced(self, work: Callable[[], T], cost: float) -> T:
         result = work()

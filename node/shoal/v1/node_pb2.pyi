@@ -425,6 +425,7 @@ class Heartbeat(_message.Message):
     HELD_OUT_TOTAL_FIELD_NUMBER: _builtins.int
     NUMBER_FIELD_NUMBER: _builtins.int
     ANSWERS_FIELD_NUMBER: _builtins.int
+    HELD_S_FIELD_NUMBER: _builtins.int
     phase: Global___Phase.ValueType
     gradients: _builtins.int
     """applied by this node"""
@@ -435,9 +436,11 @@ class Heartbeat(_message.Message):
     held_out_right: _builtins.int
     held_out_total: _builtins.int
     number: _builtins.int
-    """counts up; the answer carries the same one, for round-trip times"""
+    """counts up; 0 in the answer to the first one on a link, which goes out at once"""
     answers: _builtins.int
     """number of the last heartbeat that came from the receiver"""
+    held_s: _builtins.float
+    """since that one came, for round-trip times"""
     def __init__(
         self,
         *,
@@ -449,10 +452,11 @@ class Heartbeat(_message.Message):
         held_out_total: _builtins.int = ...,
         number: _builtins.int = ...,
         answers: _builtins.int = ...,
+        held_s: _builtins.float = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["answers", b"answers", "gradients", b"gradients", "held_out_right", b"held_out_right", "held_out_total", b"held_out_total", "loss", b"loss", "number", b"number", "phase", b"phase", "step", b"step"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["answers", b"answers", "gradients", b"gradients", "held_out_right", b"held_out_right", "held_out_total", b"held_out_total", "held_s", b"held_s", "loss", b"loss", "number", b"number", "phase", b"phase", "step", b"step"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
