@@ -158,12 +158,11 @@ async def test_who_is_about_to_leave_settles_what_it_serves_and_begins_nothing(b
 # --- codecs ---------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("folded", [True, False])
-async def test_packed_bytes_on_an_edge_that_packs_nothing_are_refused_by_name(b: Worker, folded: bool) -> None:
+async def test_packed_bytes_on_an_edge_that_packs_nothing_are_refused_by_name(b: Worker) -> None:
     assert b.hears("a", Kind.OFFER) == [("a", Kind.GRANT), ("a", Kind.ACCEPT)]
     packed = torch.zeros(4 * b.d, dtype=torch.uint8)
     with pytest.raises(BadVector, match=f"from a has {4 * b.d}"):
-        b.runtime.received("a", Message(Kind.VALUES, seq=1, initiator=1, vector=packed, folded=folded))
+        b.runtime.received("a", Message(Kind.VALUES, seq=1, initiator=1, vector=packed))
 
 
 async def test_a_double_precision_run_knows_one_codec() -> None:

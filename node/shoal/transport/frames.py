@@ -10,7 +10,7 @@ and have checks of their own, and what is left to find are bits that fell over i
 """
 
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from google.protobuf.message import DecodeError
@@ -30,7 +30,7 @@ FRAME_LIMIT = CHUNK_BYTES + 16
 # Field number and wire type 2 (length-delimited), as protobuf's encoding has it: number << 3 | 2.
 _HEADER, _CHUNK, _TRAILER = 0x0A, 0x12, 0x1A
 _NAMES = {_HEADER: "header", _CHUNK: "chunk", _TRAILER: "trailer"}
-_FLOATS = {pb.DTYPE_F32: "<f4", pb.DTYPE_F64: "<f8"}
+_FLOATS: dict[int, np.dtype[Any]] = {pb.DTYPE_F32: np.dtype("<f4"), pb.DTYPE_F64: np.dtype("<f8")}
 
 
 def frames(header: bytes, payload: memoryview | None, chunk_bytes: int = CHUNK_BYTES) -> Iterator[bytes]:
@@ -84,7 +84,7 @@ class Assembler:
         self._buffer: memoryview | None = None
         self._filled = 0
         self._sum = Sum()
-        self._floats = ""  # numpy's name of its dtype; empty where the bytes are no numbers
+        self._floats: np.dtype[Any] | None = None  # None where the bytes are no numbers, or cannot be
         self._looked_at = 0  # bytes that were numbers, and finite while:
         self._finite = True
         self.wanted: int | None = None
@@ -152,7 +152,9 @@ class Assembler:
                 f"expected {'at most ' if piece else ''}{most} bytes"
             )
         self._header, self._read, self._filled, self._sum = header, read, 0, Sum()
-        self._floats, self._looked_at, self._finite = _FLOATS.get(read.vector.dtype, ""), 0, True
+        floats = _FLOATS.get(read.vector.dtype)
+        self._floats = floats if floats is not None and size % floats.itemsize == 0 else None
+        self._looked_at, self._finite = 0, True
         self.wanted = size
         return None
 
@@ -175,7 +177,7 @@ class Assembler:
 
     def _look(self, buffer: memoryview) -> None:
         """Whether what has come is finite, while it lies in the cache."""
-        if self._floats:
+        if self._floats is not None:
             whole = slice(self._looked_at, self._filled & ~7)  # a chunk may end within a number
             self._finite = self._finite and bool(np.isfinite(np.frombuffer(buffer[whole], self._floats)).all())
             self._looked_at = whole.stop
@@ -191,8 +193,12 @@ class Assembler:
         if expected != self._sum.total:
             found = f"has checksum {self._sum.total:016x}, expected {expected:016x} by its trailer"
             raise BadFrame(f"vector from {self._peer} {found}")
-        rest = np.frombuffer(buffer[self._looked_at :], self._floats or "u1")
-        whole = Whole(self._header, buffer, bool(self._floats) and self._finite and bool(np.isfinite(rest).all()))
+        if self._floats is None:
+            finite = False
+        else:
+            rest = np.frombuffer(buffer[self._looked_at :], self._floats)
+            finite = self._finite and bool(np.isfinite(rest).all())
+        whole = Whole(self._header, buffer, finite)
         self._header = self._buffer = None
         return whole
 
