@@ -280,7 +280,7 @@ class Membership:
         beat.CopyFrom(self.roster.mine)
         beat.phase, beat.number, beat.answers = self.phase, number, member.last_number
         if member.last_number:
-            beat.held_s = now - member.last_at
+            beat.held_s = max(0.0, now - member.last_at)
         return Send(member.id, Control(heartbeat=beat))
 
     def _forgive(self, now: float) -> None:
