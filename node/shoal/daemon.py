@@ -32,8 +32,9 @@ from shoal.web import Web
 
 log = logging.getLogger("shoal")
 
-TICK_S = 0.05
-STATUS_S = 0.25
+TICK_S = 0.1
+"""At most; a few fit between two heartbeats."""
+STATUS_S = 0.5
 PROGRESS_S = 5.0
 
 
@@ -212,6 +213,7 @@ class Daemon:
 
     async def _tick(self) -> None:
         next_status = next_progress = 0.0
+        tick_s = min(TICK_S, self.settings.heartbeat_s / 4)
         while True:
             now = time.monotonic()
             self.talk.tell(self.membership)
@@ -228,7 +230,7 @@ class Daemon:
                 next_progress = now + PROGRESS_S
                 self._log_progress()
             self.web.beat()
-            await asyncio.sleep(TICK_S)
+            await asyncio.sleep(tick_s)
 
     def _log_progress(self) -> None:
         if self.membership.view is None:

@@ -9,13 +9,38 @@ mean of the two is untouched.
 `q8` and `q4` go one after the other, on the lattice of `pair_codec.py`: with 8 and with 4 bits both ways.
 """
 
+import dataclasses
+
 import torch
 from torch import Tensor
 
 from shoal import rounding
-from shoal.delta import Delta, Made
+from shoal.delta import Delta
 from shoal.messages import PeerId
 from shoal.pair_codec import Duplex, Full, Lattice, Packed, PairCodecs
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class BetweenRounded(Delta):
+    """Half the way from one model to another as both were sent, not made before it is added."""
+
+    mine: rounding.Halved
+    theirs: rounding.Halved
+
+    def add_to(self, x: Tensor, *, as_sent: bool = False) -> None:
+        """Piece by piece."""
+        room = x.new_empty(2, min(rounding.PIECE, x.numel()))
+        for piece in rounding.pieces(x.numel()):
+            theirs, mine = room[:, : piece.stop - piece.start]
+            self.theirs.read(piece, theirs)
+            self.mine.read(piece, mine)
+            x[piece].add_(theirs.sub_(mine), alpha=0.5)
+
+    def tensor(self) -> Tensor:
+        """(n,) float32."""
+        x = torch.zeros(self.theirs.elements, device=self.theirs.device)
+        self.add_to(x)
+        return x
 
 
 class Half(Duplex):
@@ -31,7 +56,9 @@ class Half(Duplex):
     def delta(self, mine: Tensor, theirs: Tensor, peer: PeerId) -> Delta:
         """Half the difference of what was sent: off by at most 2^-9 (|r| + |s|) in a coordinate with bf16, and by 2^-12
         (|r| + |s|) with f16, but for what is tiny beside the largest."""
-        return Made(rounding.difference(theirs, mine, self.name, self.elements, peer), 0.5)
+        read = rounding.Halved(theirs, self.name, self.elements, peer)
+        read.check()
+        return BetweenRounded(rounding.Halved(mine, self.name, self.elements, "this node"), read)
 
 
 class Levels(Lattice):

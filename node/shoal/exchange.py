@@ -27,9 +27,9 @@ from shoal.settling import Desk, Outcome, Role
 class Settlement:
     """All pairwise averages of one node.
 
-    `snapshot()` gives a copy of the state, (d+b,) float32; `add(delta)` adds to it at once; `send(peer, message)` hands
-    a message to the link, in order for each peer; `ended(role, peer, seq, outcome, reason)` hears how each exchange
-    ended. None of them may call back into the settlement, but for `ended`.
+    `snapshot()` gives a copy of the state, (d+b,) float32, and `state()` the state itself; `add(delta)` adds to it at
+    once; `send(peer, message)` hands a message to the link, in order for each peer; `ended(role, peer, seq, outcome,
+    reason)` hears how each exchange ended. None of them may call back into the settlement, but for `ended`.
     """
 
     def __init__(
@@ -38,12 +38,13 @@ class Settlement:
         incarnation: int,
         *,
         snapshot: Callable[[], Tensor],
+        state: Callable[[], Tensor] | None = None,
         add: Callable[[Delta], None],
         send: Callable[[PeerId, Message], None],
         ended: Callable[[Role, PeerId, int, Outcome, str], None],
         codecs: PairCodecs | None = None,
     ) -> None:
-        self._desk = Desk(me, incarnation, snapshot, add, send, ended, codecs or PairCodecs())
+        self._desk = Desk(me, incarnation, snapshot, state or snapshot, add, send, ended, codecs or PairCodecs())
         self.tally = self._desk.tally
         self._serving = Serving(self._desk)
         self._offering = Offering(self._desk, freed=self._serving.serve_held)

@@ -66,7 +66,7 @@ class Offering:
         elif not isinstance(codec, Duplex):
             self._give_up(own, f"{own.codec} goes in turn, and has no GRANT")
         elif self._goes_out(own):
-            own.mine = codec.own(self._desk.snapshot())
+            own.mine = self._desk.to_send(codec)
             self._desk.say(peer, Kind.VALUES, message.seq, vector=own.mine)
 
     def _on_accept(self, peer: PeerId, message: Message) -> None:

@@ -42,6 +42,9 @@ FINEST = 2.0**-20
 class Duplex(abc.ABC):
     """Both models travel at the same time, for neither message depends on the other. Models are (n,) float32."""
 
+    as_it_is = False
+    """Whether what is sent is the model itself, so that `own` must be given a copy."""
+
     @abc.abstractmethod
     def own(self, x: Tensor) -> Tensor:
         """What either end sends of its model."""
@@ -72,6 +75,8 @@ PairCodec = Duplex | InTurn
 
 class Full(Duplex):
     """Both models as they are: the deltas are (r - s) / 2 and (s - r) / 2."""
+
+    as_it_is = True
 
     def own(self, x: Tensor) -> Tensor:
         """x itself."""

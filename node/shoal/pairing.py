@@ -31,6 +31,7 @@ class Pairing:
         incarnation: int,
         *,
         snapshot: Callable[[], Tensor],
+        state: Callable[[], Tensor],
         add: Callable[[Delta], None],
         send: Callable[[PeerId, Message], None],
         clock: Callable[[], float],
@@ -40,7 +41,14 @@ class Pairing:
     ) -> None:
         self._clock, self._rng, self._record = clock, rng, record
         self.settlement = Settlement(
-            me, incarnation, snapshot=snapshot, add=add, send=send, ended=self._ended, codecs=codecs
+            me,
+            incarnation,
+            snapshot=snapshot,
+            state=state,
+            add=add,
+            send=send,
+            ended=self._ended,
+            codecs=codecs,
         )
         self.seconds = 0.0  # that own averages took
         self._answer: asyncio.Future[Outcome] | None = None

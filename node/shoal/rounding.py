@@ -24,7 +24,6 @@ from torch import Tensor
 from shoal.errors import BadVector
 from shoal.messages import PeerId
 from shoal.rotation import BLOCK, blocks, draw_seed, rotate, rotate_back
-from shoal.vector import is_finite
 
 HALVES = {"bf16": torch.bfloat16, "f16": torch.float16}
 BITS = {"q8": 8, "q4": 4}
@@ -54,36 +53,26 @@ def halved(x: Tensor, name: str) -> Tensor:
     packed = torch.empty(half_bytes(x.numel(), name), dtype=torch.uint8, device=x.device)
     packed[:SCALE_BYTES] = torch.tensor([scale], dtype=torch.float32).view(torch.uint8)
     numbers = packed[SCALE_BYTES:].view(torch.float16)
-    for piece in _pieces(x.numel()):
+    for piece in pieces(x.numel()):
         numbers[piece] = x[piece] * (1 / scale)
     return packed
 
 
 def unhalved(packed: Tensor, name: str, elements: int, peer: PeerId) -> Tensor:
     """(n,) float32, new. Raises BadVector, naming the peer, for another length, and for what is not finite."""
-    half = _Half(packed, name, elements, peer)
+    half = Halved(packed, name, elements, peer)
+    half.check()
     x = torch.empty(elements, dtype=torch.float32, device=packed.device)
-    for piece in _pieces(elements):
+    for piece in pieces(elements):
         half.read(piece, x[piece])
     return x
 
 
-def difference(theirs: Tensor, mine: Tensor, name: str, elements: int, peer: PeerId) -> Tensor:
-    """(n,) float32, new: theirs less mine, both as `halved` made them. Raises BadVector as `unhalved` does."""
-    theirs_read, mine_read = _Half(theirs, name, elements, peer), _Half(mine, name, elements, "this node")
-    result, own = (torch.empty(size, device=theirs.device) for size in (elements, min(elements, PIECE)))
-    for piece in _pieces(elements):
-        both, part = result[piece], own[: piece.stop - piece.start]
-        theirs_read.read(piece, both)
-        mine_read.read(piece, part)
-        both.sub_(part)
-    return result
-
-
-class _Half:
+class Halved:
     """A vector of 16 bits a coordinate, to be read piece by piece."""
 
     def __init__(self, packed: Tensor, name: str, elements: int, peer: PeerId) -> None:
+        """Raises BadVector, naming the peer, for another length."""
         expected = half_bytes(elements, name)
         if packed.dtype != torch.uint8 or packed.numel() != expected:
             got = f"{packed.numel()} of {str(packed.dtype).removeprefix('torch.')}"
@@ -91,18 +80,32 @@ class _Half:
         head = SCALE_BYTES if name == "f16" else 0
         self._scale = float(packed[:head].clone().view(torch.float32)) if head else 1.0
         self._numbers = packed[head:].view(HALVES[name])
-        self._name, self._peer = name, peer
+        self._name, self._peer, self.elements = name, peer, elements
+
+    @property
+    def device(self) -> torch.device:
+        """Where it lies."""
+        return self._numbers.device
+
+    def check(self) -> None:
+        """Raises BadVector, naming the peer, unless every number is finite in float32."""
+        if not self._largest() * abs(self._scale) <= torch.finfo(torch.float32).max:  # NaN is not, either
+            raise BadVector(f"{self._name} vector from {self._peer} holds NaN or Inf: its model has diverged")
+
+    def _largest(self) -> float:
+        """The largest size of a number; NaN or Inf if one is that. Without their sign, bits are in order of size."""
+        bits = self._numbers.view(torch.int16)
+        sizes = [int((bits[piece] & 0x7FFF).max()) for piece in pieces(self.elements)]
+        return float(torch.tensor(max(sizes, default=0), dtype=torch.int16).view(self._numbers.dtype))
 
     def read(self, piece: slice, part: Tensor) -> None:
         """Into `part`, which is as long."""
         part.copy_(self._numbers[piece])
         if self._scale != 1.0:
             part.mul_(self._scale)
-        if not is_finite(part):
-            raise BadVector(f"{self._name} vector from {self._peer} holds NaN or Inf: its model has diverged")
 
 
-def _pieces(elements: int) -> Iterator[slice]:
+def pieces(elements: int) -> Iterator[slice]:
     """What is worked on in one go, while it lies in the cache."""
     for start in range(0, elements, PIECE):
         yield slice(start, min(elements, start + PIECE))

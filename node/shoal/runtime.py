@@ -112,6 +112,7 @@ class Runtime:
             me,
             incarnation,
             snapshot=self._snapshot,
+            state=lambda: self.state,
             add=self._add,
             send=host.send,
             clock=host.clock,

@@ -86,7 +86,7 @@ class Serving:
         codec = self._desk.codecs[offer.codec]
         if isinstance(codec, Duplex):  # first of all: the peer takes its own while we take ours
             self._desk.say(offer.peer, Kind.GRANT, offer.seq, codec=offer.codec)
-            sent = mine = codec.own(self._desk.snapshot())
+            sent = mine = self._desk.to_send(codec)
         else:
             mine = self._desk.snapshot()
             sent = codec.first(mine)

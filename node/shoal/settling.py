@@ -12,7 +12,7 @@ from torch import Tensor
 from shoal.delta import Delta
 from shoal.ledger import Ledger
 from shoal.messages import Kind, Message, PeerId
-from shoal.pair_codec import PairCodecs
+from shoal.pair_codec import Duplex, PairCodecs
 
 CODECS_LIMIT = 256
 """Neighbours whose codec is told."""
@@ -94,11 +94,12 @@ class Tally:
 
 @dataclasses.dataclass(slots=True)
 class Desk:
-    """What is open at one node, and the four calls out of it (see `Settlement`)."""
+    """What is open at one node, and the five calls out of it (see `Settlement`)."""
 
     me: PeerId
     incarnation: int
     snapshot: Callable[[], Tensor]
+    state: Callable[[], Tensor]
     add: Callable[[Delta], None]
     send: Callable[[PeerId, Message], None]
     ended: Callable[[Role, PeerId, int, Outcome, str], None]
@@ -108,6 +109,10 @@ class Desk:
     held: list[Offer] = dataclasses.field(default_factory=list)
     ledger: Ledger = dataclasses.field(default_factory=Ledger)
     tally: Tally = dataclasses.field(default_factory=Tally)
+
+    def to_send(self, codec: Duplex) -> Tensor:
+        """What goes out of this node's model, which may change from now on."""
+        return codec.own(self.snapshot() if codec.as_it_is else self.state())
 
     def say(
         self, peer: PeerId, kind: Kind, seq: int, *, reason: str = "", vector: Tensor | None = None, codec: str = ""

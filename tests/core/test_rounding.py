@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from shoal import rounding
+from shoal.element_codecs import BetweenRounded
 from shoal.errors import BadVector
 from shoal.rotation import BLOCK, blocks, rotate
 
@@ -96,8 +97,23 @@ def test_16_bits_of_another_length_or_kind_are_refused_by_name(name: str) -> Non
 def test_half_a_difference_is_that_of_what_both_read_over_several_pieces(name: str) -> None:
     n = 2 * rounding.PIECE + 7
     r, s = noise(n, 1), noise(n, 2)
-    half = 0.5 * rounding.difference(rounding.halved(r, name), rounding.halved(s, name), name, n, "b")
-    assert torch.equal(half, (halved(r, name) - halved(s, name)) / 2)
+    read = [rounding.Halved(rounding.halved(x, name), name, n, "b") for x in (s, r)]
+    delta, x = BetweenRounded(*read), noise(n, 3)
+    assert torch.equal(delta.tensor(), (halved(r, name) - halved(s, name)) / 2)
+    moved = x.clone()
+    delta.add_to(moved)
+    torch.testing.assert_close(moved, x + delta.tensor(), rtol=0, atol=1e-6)
+    shorter = x[:5].clone()
+    delta.add_to(shorter)
+    assert torch.equal(shorter, moved[:5])
+
+
+@pytest.mark.parametrize("scale", [math.nan, math.inf, 3e38])
+def test_a_power_of_two_that_makes_numbers_too_large_is_refused(scale: float) -> None:
+    packed = rounding.halved(noise(10), "f16")
+    packed[:4] = torch.tensor([scale]).view(torch.uint8)
+    with pytest.raises(BadVector, match="f16 vector from b holds NaN or Inf"):
+        rounding.unhalved(packed, "f16", 10, "b")
 
 
 # --- 8 and 4 bits ---------------------------------------------------------------------------------------------------

@@ -260,6 +260,38 @@ def test_a_parameter_that_the_loss_does_not_use_has_gradient_zero() -> None:
     assert g.tolist() == [0.0] * 21 + [1.0, 1.0]
 
 
+def test_parts_of_a_gradient_take_no_memory_once_they_are_taken() -> None:
+    model = FlatModel(mlp())
+    model.gradient(model.module(torch.randn(6, 4)).sum())
+    assert all(p.grad is None for p in model.module.parameters())
+
+
+def test_after_a_backward_pass_that_failed_the_next_gradient_is_right() -> None:
+    class Fails(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: object, x: Tensor) -> Tensor:
+            return x.clone()
+
+        @staticmethod
+        def backward(ctx: object, *g: Tensor) -> Tensor:
+            raise RuntimeError("no way back")
+
+    model, x = FlatModel(mlp()), torch.randn(6, 4)
+    expected = model.gradient(model.module(x).sum())
+    with pytest.raises(RuntimeError, match="no way back"):
+        model.gradient(Fails.apply(model.module(x)).sum())  # type: ignore[no-untyped-call]
+    assert torch.equal(model.gradient(model.module(x).sum()), expected)
+
+
+def test_users_may_take_gradients_of_their_own_in_a_loss() -> None:
+    model, x = FlatModel(mlp()), torch.randn(6, 4)
+    expected = model.gradient(model.module(x).sum())
+    model.module(x).square().sum().backward()
+    for p in model.module.parameters():
+        p.grad = None
+    assert torch.equal(model.gradient(model.module(x).sum()), expected)
+
+
 def test_batch_norm_moves_its_statistics_inside_the_vector() -> None:
     model, plain = FlatModel(normed()), normed()
     x = torch.randn(8, 4) + 3
