@@ -7,7 +7,6 @@ and are never averaged.
 """
 
 import dataclasses
-import functools
 import itertools
 import math
 from collections.abc import Iterable, Iterator, Sequence
@@ -82,9 +81,6 @@ class FlatModel:
         if self.layout.d == 0:
             raise TaskError(f"{type(module).__name__} has no trainable parameter: there is nothing to train")
         self._parameters = tuple(parameters.values())
-        self._wanted: dict[str, Tensor] = {}  # parts of the gradient that is being made
-        for name, p in parameters.items():
-            p.register_post_accumulate_grad_hook(functools.partial(self._take, name))  # type: ignore[no-untyped-call]
         self._flat = _flattened(tensors.values())
         self._keys = _keys(module, tensors)
         views = {name: self._flat[place].view(shape) for name, place, shape in self.layout.slices()}
@@ -118,24 +114,10 @@ class FlatModel:
     def gradient(self, loss: Tensor, out: Tensor | None = None) -> Tensor:
         """(d,): the gradient of a scalar loss of this module, in a new tensor or in `out`; 0 for what the loss does not
         use. (Memory that is taken anew costs three times what writing to it does.)"""
-        g = self._flat.new_empty(self.layout.d) if out is None else out
-        # Each part is taken as soon as it is there, so that never more than one of them takes memory beside g.
-        self._wanted = {name: g[place].view(shape) for name, place, shape in self._trainable()}
-        torch.autograd.backward(loss, inputs=self._parameters)
-        for unused in self._wanted.values():
-            unused.zero_()
-        self._wanted = {}
-        return g
-
-    def _trainable(self) -> Iterator[tuple[str, slice, tuple[int, ...]]]:
-        return itertools.islice(self.layout.slices(), len(self._parameters))
-
-    def _take(self, name: str, p: Tensor) -> None:
-        part = self._wanted.pop(name, None)
-        if part is not None:  # else the user's code takes a gradient of its own
-            assert p.grad is not None
-            part.copy_(p.grad)
-            p.grad = None
+        # Into .grad views of one flat tensor it would have to be zeroed, added to and cloned: the same time on small
+        # models and one more pass over large ones.
+        parts = torch.autograd.grad(loss, self._parameters, allow_unused=True, materialize_grads=True)
+        return torch.cat([part.reshape(-1) for part in parts], out=out)
 
     def train(self, mode: bool) -> None:
         """Training or evaluation mode of the whole module."""
