@@ -100,6 +100,7 @@ class Node:
         slots: int = 4,
         document: str = "{}",
         heartbeat_s: float = 0.5,
+        max_rate: float = 0.0,
     ) -> None:
         self.identity = pb.Identity(node_id=node_id, incarnation=incarnation, name=node_id)
         self.elements = elements
@@ -113,6 +114,7 @@ class Node:
             events=self.heard,
             heartbeat_s=heartbeat_s,
             redial_s=(0.005, 0.1),
+            max_rate=max_rate,
         )
 
     @property

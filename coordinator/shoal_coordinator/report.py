@@ -1,21 +1,21 @@
 """What a coordinator tells about itself: /v1/status, and a line of progress. Plain values."""
 
 import math
-from collections.abc import Iterable
 from typing import Any
 
 from shoal.membership import Membership
 from shoal.settings import Settings
+from shoal.transport import Transport
 from shoal_coordinator.parameters import ParameterServer
 from shoal_coordinator.server import Server
 from shoal_coordinator.teller import Teller
 
 
 def status(
-    settings: Settings, membership: Membership, server: Server | None, traffic: Iterable[Any], now: float
+    settings: Settings, membership: Membership, server: Server | None, transport: Transport, now: float
 ) -> dict[str, Any]:
     """/v1/status: what a node's has, with a part of its own in place of training."""
-    members, counted, me = membership.snapshot(now), list(traffic), membership.roster.me
+    members, traffic, me = membership.snapshot(now), transport.traffic.values(), membership.roster.me
     right, total = membership.held_out()
     serves = {} if server is None else served(server)
     return {
@@ -28,8 +28,10 @@ def status(
             "phase": members[0]["phase"],
             "algorithm": None if server is None else server.run.algorithm,
             "step": serves.get("round", serves.get("version", 0)),
-            "bytes_sent": sum(one.sent_bytes for one in counted),
-            "bytes_received": sum(one.received_bytes for one in counted),
+            "bytes_sent": sum(one.sent_bytes for one in traffic),
+            "bytes_received": sum(one.received_bytes for one in traffic),
+            "max_rate": settings.max_rate,
+            "limited_s": transport.limited_s,
         },
         "coordinator": {"quorum": settings.quorum, "deadline_s": settings.deadline_s, **serves},
         "view": None,

@@ -91,7 +91,12 @@ class Service:
             rng=random.Random(),
         )
         self.transport = Transport(
-            identity=self.me, hello=self._hello, judge=self._judge, events=self, heartbeat_s=s.heartbeat_s
+            identity=self.me,
+            hello=self._hello,
+            judge=self._judge,
+            events=self,
+            heartbeat_s=s.heartbeat_s,
+            max_rate=s.max_bytes_a_second,
         )
         self.mail = Mail(self.transport)
         self.store = Store(self.folder.path / "run")
@@ -285,6 +290,4 @@ class Service:
             await asyncio.sleep(TICK_S)
 
     def _status(self) -> dict[str, Any]:
-        return report.status(
-            self.settings, self.membership, self.server, self.transport.traffic.values(), time.monotonic()
-        )
+        return report.status(self.settings, self.membership, self.server, self.transport, time.monotonic())

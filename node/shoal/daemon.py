@@ -120,6 +120,7 @@ class Daemon:
             judge=self.reception.judge,
             events=self.bridge,
             heartbeat_s=s.heartbeat_s,
+            max_rate=s.max_bytes_a_second,
         )
 
     async def _finish(self, code: int, reason: str) -> int:
@@ -141,7 +142,7 @@ class Daemon:
                 "checkpoint": talk.checkpoint or earlier,
                 "began": self.began,
                 "seconds": time.time() - self.began,
-                **status.result(self.settings, self.membership, *facts, self.transport.traffic.values()),
+                **status.result(self.settings, self.membership, *facts, self.transport),
             },
         )
         if last := status.goodbye(code, reason, talk.checkpoint, earlier, had_view=had_view):
@@ -249,7 +250,7 @@ class Daemon:
             self.membership,
             self.talk.ready or {},
             self.talk.trained,
-            self.transport.traffic.values(),
+            self.transport,
             time.monotonic(),
             self.seeking.waiting,
         )

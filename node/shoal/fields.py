@@ -36,6 +36,25 @@ def parse_shard(text: str) -> tuple[int, int]:
     return int(match[1]), int(match[2])
 
 
+RATE_UNITS = {"kbit": 125.0, "Mbit": 125e3, "Gbit": 125e6, "kB": 1e3, "MB": 1e6, "GB": 1e9}
+"""Bytes a second of one."""
+LEAST_RATE = 8e3
+"""Bytes a second, 64 kbit: below it the heartbeats of a few peers would leave nothing for models."""
+
+
+def parse_rate(text: str) -> float:
+    """Bytes a second of 10Mbit, 1.5MB, 10Mbit/s, ...; 0, which is no limit, of 0 and of nothing. Raises ValueError,
+    saying what was expected."""
+    if text in ("", "0"):
+        return 0.0
+    match = re.fullmatch(rf"(\d{{1,9}}(?:\.\d{{1,9}})?) ?({'|'.join(RATE_UNITS)})(?:/s)?", text)
+    rate = float(match[1]) * RATE_UNITS[match[2]] if match else 0.0
+    if rate < LEAST_RATE:
+        units = ", ".join(RATE_UNITS)
+        raise ValueError(f"a number and a unit ({units}; a second), such as 10Mbit, at least 64kbit; or 0 for no limit")
+    return rate
+
+
 def matches(pattern: str, words: str) -> Callable[[str], object]:
     """A form: the whole string matches `pattern`; `words` say so to people."""
 

@@ -102,6 +102,8 @@ TABLE = (
     Row("shoal_refused_total", "counter", "messages", "Hellos and messages of peers that were refused, by error.",
         "A peer that does not fit or is broken.", {"reason": REFUSED}),
     Row("shoal_sent_bytes_total", "counter", "bytes", "Bytes of frames sent to peers.", "More traffic."),
+    Row("shoal_sending_limited_seconds_total", "counter", "seconds", "Time for which max_rate held a vector back.",
+        "The limit holds up training; a rate of 1 is all of the time."),
     Row("shoal_received_bytes_total", "counter", "bytes", "Bytes of frames received from peers.", "More traffic."),
     Row("shoal_shared_bytes_total", "counter", "bytes", "Bytes of vectors that others read in this one's memory.",
         "Less traffic.", status="shared_bytes"),
@@ -148,6 +150,7 @@ IN_COMMON = (
     "shoal_members",
     "shoal_refused_total",
     "shoal_sent_bytes_total",
+    "shoal_sending_limited_seconds_total",
     "shoal_received_bytes_total",
     "shoal_peer_rtt_seconds",
     "shoal_heartbeats_total",
@@ -257,6 +260,7 @@ class Metrics:
         node, members = status["node"], status["members"]
         self._advance("shoal_sent_bytes_total", node["bytes_sent"])
         self._advance("shoal_received_bytes_total", node["bytes_received"])
+        self._advance("shoal_sending_limited_seconds_total", node["limited_s"])
         states = [member["state"] for member in members]
         for state in STATES:
             self._set("shoal_members", states.count(state), state=state)

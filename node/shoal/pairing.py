@@ -38,7 +38,9 @@ class Pairing:
         rng: random.Random,
         record: Callable[..., None],
         codecs: PairCodecs | None = None,
+        least_s: float = 0.0,
     ) -> None:
+        """`least_s`: what a vector takes at the rate to which this node is held, where there is one."""
         self._clock, self._rng, self._record = clock, rng, record
         self.settlement = Settlement(
             me,
@@ -51,6 +53,7 @@ class Pairing:
             codecs=codecs,
         )
         self.seconds = 0.0  # that own averages took
+        self._first_patience_s = FIRST_PATIENCE_S + USUAL_TIMES * least_s
         self._answer: asyncio.Future[Outcome] | None = None
         self._serving: tuple[PeerId, int] | None = None
         self._served_since = self._offered_at = 0.0
@@ -64,7 +67,7 @@ class Pairing:
         loop, began = asyncio.get_running_loop(), self._clock()
         self._answer, self._offered_at = loop.create_future(), began
         self.settlement.offer(peer)
-        timer = loop.call_later(self._patience.get(peer, FIRST_PATIENCE_S), self._lose_patience, peer)
+        timer = loop.call_later(self._patience.get(peer, self._first_patience_s), self._lose_patience, peer)
         try:
             outcome = await self._answer
         finally:
@@ -117,14 +120,14 @@ class Pairing:
 
     def _lose_patience(self, peer: PeerId) -> None:
         if self.settlement.active_with == peer:
-            self._patience[peer] = 2 * self._patience.get(peer, FIRST_PATIENCE_S)
+            self._patience[peer] = 2 * self._patience.get(peer, self._first_patience_s)
             self.settlement.withdraw()
 
     def _before_offer(self) -> None:
         """An initiator that fell silent must not keep this node busy for others."""
         if self._serving is not None:
             waited_s = self._clock() - self._served_since
-            if waited_s > self._patience.get(self._serving[0], FIRST_PATIENCE_S):
+            if waited_s > self._patience.get(self._serving[0], self._first_patience_s):
                 self.settlement.stop_waiting()
                 self._after_event()
 

@@ -119,6 +119,7 @@ class Runtime:
             rng=self.rng,
             record=host.record,
             codecs=pair_codecs(settings.codec, state.numel(), draw) if state.dtype == torch.float32 else None,
+            least_s=state.nbytes / rate if (rate := settings.max_bytes_a_second) else 0.0,
         )
         self.collective = Collective(me, send=host.send, clock=host.clock)
         self.mixer = Mixer(self.collective, draw)

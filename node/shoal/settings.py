@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from shoal.errors import SettingsError
-from shoal.fields import checked, matches, parse_address, parse_shard, setting
+from shoal.fields import checked, matches, parse_address, parse_rate, parse_shard, setting
 
 PROTOCOL_VERSION = 3
 """Raised when a node could no longer talk to an older one; Hello refuses another number."""
@@ -285,6 +285,12 @@ class Settings:
     coordinator: str = setting(
         "", "HOST:PORT of the coordinator, which also knows the other nodes.", "node", form=parse_address
     )
+    max_rate: str = setting(
+        "",
+        "What this node sends at most, to all peers together, a second: 10Mbit, 1.5MB. Empty or 0: no limit.",
+        "node",
+        form=parse_rate,
+    )
     min_nodes: int = setting(
         1, "Training starts when so many nodes are ready, all together.", "node", low=1, high=100_000
     )
@@ -397,6 +403,11 @@ class Settings:
     def traits(self) -> Traits:
         """Of the algorithm."""
         return ALGORITHMS[self.algorithm]
+
+    @property
+    def max_bytes_a_second(self) -> float:
+        """`max_rate` as a number; 0: no limit."""
+        return parse_rate(self.max_rate)
 
     @property
     def packed(self) -> str:

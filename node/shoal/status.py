@@ -1,11 +1,12 @@
 """What a node tells about itself: /v1/status and a line of progress while it runs, result.json and a last line at its
 end. Plain values."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from shoal.membership import Membership
 from shoal.settings import Settings
+from shoal.transport import Transport
 from shoal.v1 import node_pb2 as pb
 
 Facts = Mapping[str, Any]
@@ -16,12 +17,12 @@ def status(
     membership: Membership,
     ready: Facts,
     trained: Facts,
-    traffic: Iterable[Any],
+    transport: Transport,
     now: float,
     seeking: str = "",
 ) -> dict[str, Any]:
-    """/v1/status. `ready` and `trained` are what the trainer said at its start and last, `traffic` bytes by peer,
-    `seeking` why the coordinator is not there."""
+    """/v1/status. `ready` and `trained` are what the trainer said at its start and last, `seeking` why the
+    coordinator is not there."""
     members = membership.snapshot(now)
     right, total = membership.held_out()
     view = membership.view
@@ -30,8 +31,9 @@ def status(
         waits.append({"for": "a view", "seconds": None, "why": membership.waiting})
     if seeking:
         waits.append({"for": "a coordinator", "seconds": None, "why": seeking})
+    own = own_figures(settings, membership.roster.me, ready, trained, transport)
     return {
-        "node": {**own_figures(settings, membership.roster.me, ready, trained, traffic), "phase": members[0]["phase"]},
+        "node": {**own, "phase": members[0]["phase"]},
         "view": None
         if view is None
         else {"id": view.id, "number": view.number, "members": [m.node_id for m in view.members]},
@@ -46,14 +48,14 @@ def status(
 
 
 def own_figures(
-    settings: Settings, me: pb.Identity, ready: Facts, trained: Facts, traffic: Iterable[Any]
+    settings: Settings, me: pb.Identity, ready: Facts, trained: Facts, transport: Transport
 ) -> dict[str, Any]:
     """This node's own part."""
     tally = trained.get("exchanges", {})
     done = sum(tally.get(key, 0) for key in ("active", "passive", "mixed"))
     gradients = trained.get("gradients", 0)
     right, total = trained.get("right"), trained.get("total") or 0
-    counted = list(traffic)
+    traffic = transport.traffic.values()
     return {
         "id": me.node_id,
         "incarnation": me.incarnation,
@@ -74,8 +76,10 @@ def own_figures(
         "bytes_shared": trained.get("shared_bytes", 0),
         "in_doubt": trained.get("in_doubt", 0),
         "averages_per_gradient": done / gradients if gradients else None,
-        "bytes_sent": sum(one.sent_bytes for one in counted),
-        "bytes_received": sum(one.received_bytes for one in counted),
+        "bytes_sent": sum(one.sent_bytes for one in traffic),
+        "bytes_received": sum(one.received_bytes for one in traffic),
+        "max_rate": settings.max_rate,
+        "limited_s": transport.limited_s,
     }
 
 
@@ -85,7 +89,7 @@ def result(
     ready: Facts,
     trained: Facts,
     averaged: Facts | None,
-    traffic: Iterable[Any],
+    transport: Transport,
 ) -> dict[str, Any]:
     """The figures of result.json: the mean model's, if it was formed, and this node's own."""
     mean = averaged or {}
@@ -96,7 +100,7 @@ def result(
         "gradients": membership.roster.gradients(),
         "classes": ready.get("classes", []),
         "histogram": ready.get("histogram", []),
-        "own": own_figures(settings, membership.roster.me, ready, trained, traffic),
+        "own": own_figures(settings, membership.roster.me, ready, trained, transport),
     }
 
 

@@ -350,6 +350,13 @@ def test_of_a_coordinator_the_table_shows_rounds_and_votes_or_the_model() -> Non
     assert "1.50 models on average, 4 at most" in text
 
 
+@pytest.mark.parametrize("role", ["node", "coordinator"])
+def test_a_limit_is_shown_with_the_seconds_for_which_it_held_something_back(role: str) -> None:
+    node = {"role": role, "bytes_sent": 512, "bytes_received": 7, "max_rate": "10Mbit", "limited_s": 3.25}
+    assert "512 B sent, 7 B received; held back to 10Mbit for 3.2 s" in shown({"node": node})
+    assert "held back" not in shown({"node": {**node, "max_rate": ""}})
+
+
 def test_what_is_waited_for_is_told_with_its_seconds_where_they_are_known() -> None:
     assert "waits for a view: 1 of 2 nodes are ready" in shown(
         {"node": {}, "waits": [{"for": "a view", "seconds": None, "why": "1 of 2 nodes are ready"}]}

@@ -76,7 +76,13 @@ def member(node_id: str, state: str = "alive", rtt_s: float | None = 0.002) -> d
 
 
 def published(*members: dict[str, Any]) -> dict[str, Any]:
-    node = {"phase": "running", "averages_per_gradient": 1.25, "bytes_sent": 1000, "bytes_received": 2000}
+    node = {
+        "phase": "running",
+        "averages_per_gradient": 1.25,
+        "bytes_sent": 1000,
+        "bytes_received": 2000,
+        "limited_s": 2.5,
+    }
     rows = [member("node-me", "self", None), *members]
     return {
         "node": node,
@@ -210,6 +216,7 @@ def test_two_nodes_in_one_process_do_not_share_values(metrics: Metrics) -> None:
         ("shoal_sent_bytes_total", {}, 1000),
         ("shoal_received_bytes_total", {}, 2000),
         ("shoal_shared_bytes_total", {}, 4000),
+        ("shoal_sending_limited_seconds_total", {}, 2.5),
         ("shoal_members", {"state": "alive"}, 1),
         ("shoal_members", {"state": "suspect"}, 0),
         ("shoal_members", {"state": "gone"}, 1),
@@ -302,7 +309,7 @@ def test_a_coordinator_exports_its_own_names_and_those_in_common() -> None:
     families = {s.name.removesuffix("_bucket") for s in samples(of_coordinator())}
     for row in OF_COORDINATOR:
         assert row.name in families
-    assert "shoal_sent_bytes_total" in families
+    assert {"shoal_sent_bytes_total", "shoal_sending_limited_seconds_total"} <= families
     assert "shoal_train_loss" not in families
 
 

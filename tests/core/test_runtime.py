@@ -186,6 +186,17 @@ async def test_an_initiator_that_says_nothing_more_gives_way_to_another(b: Worke
     ]
 
 
+@pytest.mark.parametrize(("times", "gives_up"), [(9, False), (11, True)])
+async def test_who_is_held_to_a_rate_gives_a_first_average_ten_times_longer_than_its_vector_takes(
+    times: int, gives_up: bool
+) -> None:
+    worker = Worker(max_rate="64kbit")
+    await worker.runtime.run()
+    worker.hears("a", Kind.OFFER)
+    heard = worker.hears("c", Kind.OFFER, at_s=FIRST_PATIENCE_S + times * 4 * worker.d / 8000)
+    assert (("a", Kind.REFUSE) in heard) is gives_up
+
+
 async def test_the_time_of_an_offer_that_was_held_counts_from_its_turn(b: Worker) -> None:
     assert b.hears("a", Kind.OFFER) == [("a", Kind.GRANT), ("a", Kind.ACCEPT)]
     assert b.hears("c", Kind.OFFER, at_s=1) == []

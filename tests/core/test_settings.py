@@ -6,8 +6,12 @@ import math
 import pytest
 
 from shoal.errors import SettingsError
-from shoal.fields import checked, field_type, parse_address, parse_shard
+from shoal.fields import checked, field_type, parse_address, parse_rate, parse_shard
 from shoal.settings import ALGORITHMS, CODECS, Settings, differing_keys, field, fingerprint
+
+A_RATE = (
+    "a number and a unit (kbit, Mbit, Gbit, kB, MB, GB; a second), such as 10Mbit, at least 64kbit; or 0 for no limit"
+)
 
 
 def refusal(**values: object) -> str:
@@ -52,6 +56,7 @@ def test_no_two_settings_differ_only_in_dashes_or_case() -> None:
         ({"shard": "5/5"}, "shard = '5/5' must be K/N, K from 0 and below N"),
         ({"listen": "localhost"}, "listen = 'localhost' must be HOST:PORT, the port from 0 to 65535"),
         ({"peers": "a:1,b"}, "peers = 'b' must be HOST:PORT, the port from 0 to 65535"),
+        ({"max_rate": "10"}, f"max_rate = '10' must be {A_RATE}"),
         ({"discovery": "mdns,magic"}, "discovery = 'mdns,magic' must be mdns, static, or both joined by a comma"),
     ],
 )
@@ -125,6 +130,50 @@ def test_a_shard_counts_from_zero() -> None:
             parse_shard(text)
 
 
+@pytest.mark.parametrize(
+    ("text", "rate"),
+    [
+        ("", 0.0),
+        ("0", 0.0),
+        ("64kbit", 8e3),
+        ("10Mbit", 1.25e6),
+        ("10Mbit/s", 1.25e6),
+        ("10 Mbit", 1.25e6),
+        ("1Gbit", 1.25e8),
+        ("8kB", 8e3),
+        ("1.5MB", 1.5e6),
+        ("2GB/s", 2e9),
+    ],
+)
+def test_a_rate_is_bits_or_bytes_a_second(text: str, rate: float) -> None:
+    assert parse_rate(text) == pytest.approx(rate)
+    assert Settings(max_rate=text).max_bytes_a_second == pytest.approx(rate)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "10",
+        "10Mb",
+        "10mbit",
+        "10MBit",
+        "Mbit",
+        "-1MB",
+        "1e3MB",
+        "1,5MB",
+        "10Mbps",
+        "63kbit",
+        "0MB",
+        "0.0",
+        " 1MB",
+        "1MB\n",
+    ],
+)
+def test_what_is_no_rate_or_too_low_a_one_is_refused(text: str) -> None:
+    with pytest.raises(ValueError, match="such as 10Mbit, at least 64kbit"):
+        parse_rate(text)
+
+
 # --- length of a run ------------------------------------------------------------------------------------------------
 
 
@@ -147,7 +196,7 @@ def test_a_run_counted_in_gradients_ends_after_the_last_whole_round() -> None:
 def test_the_run_document_holds_run_settings_only() -> None:
     document = Settings(lr=0.5, name="a", listen="127.0.0.1:1").run_document()
     assert document["lr"] == 0.5
-    assert not {"name", "listen", "task", "shard"} & document.keys()
+    assert not {"name", "listen", "task", "shard", "max_rate"} & document.keys()
 
 
 def test_nodes_that_differ_only_in_their_own_business_have_one_fingerprint() -> None:

@@ -18,6 +18,7 @@ SETTINGS = [
     "quorum",
     "deadline_s",
     "min_nodes",
+    "max_rate",
     "discovery",
     "heartbeat_s",
     "suspect_after_s",

@@ -136,8 +136,7 @@ def _node_table(status: dict[str, Any]) -> Table:
         "data": f"{_text(node, 'samples')} samples, by label {_text(node, 'histogram')}",
         "exchanges": f"{_text(exchanges, 'done')} done, {_text(exchanges, 'busy')} busy,"
         f" {_text(exchanges, 'gone')} gone; {_number(node.get('averages_per_gradient'), '.2f')} averages a gradient",
-        "bytes": f"{_bytes(node.get('bytes_sent'))} sent, {_bytes(node.get('bytes_received'))} received,"
-        f" {_bytes(node.get('bytes_shared'))} in memory",
+        "bytes": _traffic(node),
         "members": f"{len(members)} in view {_text(view, 'number')} of shoal {_text(shoal, 'name')}",
     }
     return _rows(rows)
@@ -161,8 +160,17 @@ def _coordinator_table(status: dict[str, Any]) -> Table:
         rows["model"] = f"{_text(serves, 'version')} of {_text(serves, 'budget')} gradients"
         rows["staleness"] = f"{_number(staleness.get('mean'), '.2f')} models on average,"
         rows["staleness"] += f" {_text(staleness, 'largest')} at most"
-    rows["bytes"] = f"{_bytes(node.get('bytes_sent'))} sent, {_bytes(node.get('bytes_received'))} received"
+    rows["bytes"] = _traffic(node)
     return _rows(rows)
+
+
+def _traffic(node: dict[str, Any]) -> str:
+    text = f"{_bytes(node.get('bytes_sent'))} sent, {_bytes(node.get('bytes_received'))} received"
+    if node.get("bytes_shared"):
+        text += f", {_bytes(node.get('bytes_shared'))} in memory"
+    if node.get("max_rate"):
+        text += f"; held back to {_text(node, 'max_rate')} for {_number(node.get('limited_s'), '.1f')} s"
+    return text
 
 
 def _rows(rows: dict[str, str]) -> Table:

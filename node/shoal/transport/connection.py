@@ -15,6 +15,7 @@ from google.protobuf.message import DecodeError
 
 from shoal.errors import BadFrame, PeerError
 from shoal.transport.frames import Assembler, frames
+from shoal.transport.rate import Limit
 from shoal.v1 import node_pb2 as pb
 
 MESSAGE_QUEUE = 64
@@ -23,6 +24,9 @@ CONTROL_QUEUE = 64
 """Control frames likewise: half a minute of heartbeats."""
 REASON_GRACE_S = 0.1
 """How long a failed write waits for the status that says why: it may be right behind."""
+
+CHUNK_TAG = pb.ExchangeRequest.CHUNK_FIELD_NUMBER << 3 | 2
+"""First byte of a chunk's frame: number and wire type, as protobuf's encoding has it."""
 
 STREAM_ERRORS = (grpc.RpcError, grpc.aio.BaseError, asyncio.InvalidStateError)
 """What reading or writing raises when a stream has ended; the last is a write after the status has come."""
@@ -95,6 +99,7 @@ class Connection:
         vector_bytes: int,
         events: TransportEvents,
         traffic: Traffic,
+        limit: Limit,
     ) -> None:
         self.peer = peer
         self.conn = conn
@@ -106,6 +111,7 @@ class Connection:
         self._assembler = Assembler(peer.node_id, vector_bytes)
         self._events = events
         self._traffic = traffic
+        self._limit = limit
         self._controls: asyncio.Queue[bytes] = asyncio.Queue(CONTROL_QUEUE)
         self._messages: asyncio.Queue[_Outgoing] = asyncio.Queue(MESSAGE_QUEUE)
         self._writing: _Outgoing | None = None
@@ -194,6 +200,7 @@ class Connection:
     async def _write_control(self) -> None:
         while True:
             raw = await self._controls.get()
+            self._limit.count(len(raw))
             self._traffic.sent_bytes += len(raw)
             await self._control.write(raw)
 
@@ -218,7 +225,11 @@ class Connection:
     async def _write_exchange(self) -> None:
         while True:
             self._writing = outgoing = await self._messages.get()
-            for frame in frames(outgoing.header, outgoing.payload):
+            for frame in frames(outgoing.header, outgoing.payload, self._limit.chunk_bytes):
+                if frame[0] == CHUNK_TAG:
+                    await self._limit.turn(len(frame))
+                else:
+                    self._limit.count(len(frame))
                 self._traffic.sent_bytes += len(frame)
                 await self._exchange.write(frame)
             self._traffic.sent_payload_bytes += 0 if outgoing.payload is None else len(outgoing.payload)

@@ -6,6 +6,7 @@ import re
 from collections.abc import Callable
 
 from shoal.transport.connection import Connection, Stream, Traffic, TransportEvents
+from shoal.transport.rate import Limit
 from shoal.v1 import node_pb2 as pb
 
 _NODE_ID = re.compile(r"[A-Za-z0-9_.-]{1,128}")  # it goes into gRPC metadata and into logs
@@ -22,10 +23,12 @@ class Peers:
         hello: Callable[[], pb.Hello],
         judge: Callable[[pb.Hello], str | None],
         events: TransportEvents,
+        limit: Limit,
     ) -> None:
         self.identity = identity
         self.hello = hello
         self.events = events
+        self.limit = limit
         self.live: dict[str, Connection] = {}
         self.traffic: collections.defaultdict[str, Traffic] = collections.defaultdict(Traffic)
         self.numbers = itertools.count(1)
@@ -66,7 +69,7 @@ class Peers:
         ours = self.hello()
         vector_bytes = (ours.element_bytes or 4) * ours.elements
         traffic = self.traffic[peer.node_id]
-        connection = Connection(peer, conn, streams, vector_bytes, self.events, traffic)
+        connection = Connection(peer, conn, streams, vector_bytes, self.events, traffic, self.limit)
         self.live[peer.node_id] = connection
         connection.begin()
         return connection

@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping
 from shoal.transport.connection import Traffic, TransportEvents
 from shoal.transport.dialler import Dialler
 from shoal.transport.peers import Peers
+from shoal.transport.rate import Limit
 from shoal.transport.server import Server
 from shoal.v1 import node_pb2 as pb
 
@@ -21,14 +22,17 @@ class Transport:
         events: TransportEvents,
         heartbeat_s: float = 0.5,
         redial_s: tuple[float, float] = (0.05, 2.0),
+        max_rate: float = 0.0,
     ) -> None:
         """`hello` says who we are now; its `elements` and `element_bytes` fix the size of every vector.
 
         `judge` decides on another's Hello: None is welcome, a text is the reason for refusal, with the keys that
-        differ. `redial_s` bounds the waits between attempts to connect, least and most.
+        differ. `redial_s` bounds the waits between attempts to connect, least and most. `max_rate` bounds the bytes
+        a second that go out, to all peers together; 0: no limit.
         """
         self._identity = identity
-        self._peers = Peers(identity, hello, judge, events)
+        self._limit = Limit(max_rate)
+        self._peers = Peers(identity, hello, judge, events, self._limit)
         self._server = Server(self._peers, heartbeat_s)
         self._dialler = Dialler(self._peers, heartbeat_s, redial_s)
 
@@ -36,6 +40,11 @@ class Transport:
     def traffic(self) -> Mapping[str, Traffic]:
         """Bytes by peer id, over all its connections."""
         return self._peers.traffic
+
+    @property
+    def limited_s(self) -> float:
+        """Seconds for which `max_rate` has held something back."""
+        return self._limit.waited_s
 
     async def listen(self, address: str) -> str:
         """Serves on HOST:PORT and returns it, with the port that was taken for 0. Raises PortInUse or SettingsError."""
