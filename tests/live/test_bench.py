@@ -23,7 +23,7 @@ FIGURES = {
     "baselines": ["plain TCP", "memcpy", "gloo, send and receive", "gloo, all_reduce", "shoal, f32"],
     "sizes": ["average of 0.01 M"],
     "step": ["step of 1e5 parameters: overhead"],
-    "memory": ["memory of a node beyond a plain loop, ad-psgd"],
+    "memory": ["memory of a node beyond a plain loop, ad-psgd, 0.0999 M"],
     "start": ["2 nodes of the digits: from spawn until each has averaged"],
     "idle": ["idle daemon, 2 peers: CPU", "idle daemon, 2 peers: resident memory"],
     "nodes": ["CPU of an idle daemon: growth from 2 to 4 nodes", "average of 0.1 M, 2 nodes"],

@@ -11,21 +11,22 @@ from shoal.bench.tcp import TcpPair
 
 WARM_UP = 3
 TRAINING_S = 4.0
-ROWS: list[tuple[int, str, float]] = [
-    (1_000_000, "f32", 0.3),
-    (11_700_000, "f32", 0.45),
-    (25_600_000, "f32", 0.45),
-    (11_700_000, "bf16", 0.75),
+ROWS: list[tuple[int, str, dict[str, Any], float]] = [
+    (1_000_000, "f32", {}, 0.3),
+    (11_700_000, "f32", {}, 0.45),
+    (25_600_000, "f32", {}, 0.45),
+    (11_700_000, "bf16", {"codec": "bf16"}, 0.75),
+    (11_700_000, "f32 in shared memory", {"share_memory": True}, 2.0),
 ]
-"""(parameters, codec, bar on the speed against plain TCP)."""
+"""(parameters, how they go, settings, bar on the speed against plain TCP)."""
 
 
 def measure(lab: Lab) -> list[Figure]:
     """Speed and CPU against plain TCP, by size and codec; a codec's is counted as the f32 work that it does."""
     figures = []
-    for elements, codec, bar in ROWS[:1] if lab.quick else ROWS:
-        paired = against_tcp(lab.size(elements), lab.pairs, codec=codec)
-        name = f"average of {lab.size(elements) / 1e6:g} M, {codec}"
+    for elements, how, settings, bar in ROWS[:1] if lab.quick else ROWS:
+        paired = against_tcp(lab.size(elements), lab.pairs, **settings)
+        name = f"average of {lab.size(elements) / 1e6:g} M, {how}"
         note = f"{1e3 * statistics.median(paired.ours_s):.1f} ms, TCP {1e3 * statistics.median(paired.tcp_s):.1f} ms"
         figures.append(median(f"{name}: speed / TCP", paired.speed, "x", bar=bar, note=note))
         figures.append(median(f"{name}: CPU / TCP", paired.cpu, "x", bar=2.5, less_is_better=True))
