@@ -361,6 +361,7 @@ class TrainerHost:
             in_doubt=settlement.in_doubt,
             unconfirmed=settlement.unconfirmed + runtime.post.unconfirmed,
             seconds=runtime.seconds,
+            timed_steps=runtime.stopwatch.steps,
             exchange_seconds=runtime.take_durations(),
             waits=runtime.waits(),
             saved_at=self.keeper.saved_at,
