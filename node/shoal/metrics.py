@@ -111,7 +111,7 @@ TABLE = (
         {"peer": ()}),
     Row("shoal_peer_codec", "gauge", "", "1 for the codec of the last average with that neighbour.", "No meaning.",
         {"peer": (), "codec": CODECS}),
-    Row("shoal_step_seconds_total", "counter", "seconds", "Time spent by what the algorithm was at.",
+    Row("shoal_step_seconds_total", "counter", "seconds", "Time by what the algorithm was at; exchange: beside it.",
         "A larger part of each step.", {"phase": PARTS}, status="seconds"),
     Row("shoal_longest_wait_seconds", "gauge", "seconds", "How long the algorithm waits for the slowest peer by now.",
         "A peer that is stuck."),

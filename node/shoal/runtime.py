@@ -33,6 +33,7 @@ from shoal.rounding import HALVES
 from shoal.rounds import Rounds
 from shoal.settings import Settings
 from shoal.settling import Outcome
+from shoal.stopwatch import Begun, Stopwatch
 from shoal.topology import graph
 
 T = TypeVar("T")
@@ -105,15 +106,15 @@ class Runtime:
         self.round = self.steps = self.gradients = 0
         self.took_over = False  # what is about to be counted holds no gradient of this worker
         self.loss = self.last_loss = float("nan")
-        self._compute_s = self._together_s = 0.0
         self._sent = 0, 0  # of the last snapshot: where it lies, and which change of the state it was taken after
+        self.stopwatch = Stopwatch(host.clock)
         self.packed, draw = settings.packed, noise(settings.seed, me)
         self.pairing = Pairing(
             me,
             incarnation,
             snapshot=self._snapshot,
             state=lambda: self.state,
-            add=self._add,
+            add=self.stopwatch.around("apply", self._add),
             send=host.send,
             clock=host.clock,
             rng=self.rng,
@@ -193,17 +194,19 @@ class Runtime:
     async def run(self) -> None:
         """The algorithm, from here to its end."""
         self._handover.begin()
-        while True:
-            self._enrol()
-            try:
-                await BY_NAME[self.settings.algorithm](self)
-            except Behind as behind:
-                self.host.record("event", what="behind", round=self.round, model_from=behind.peer)
-                self._handover.end()
-                await self.fetch_model(behind.peer)
-                self._handover.begin()
-            else:
-                return
+        with self.stopwatch.at("apply"):
+            while True:
+                self._enrol()
+                try:
+                    await BY_NAME[self.settings.algorithm](self)
+                except Behind as behind:
+                    self.host.record("event", what="behind", round=self.round, model_from=behind.peer)
+                    self._handover.end()
+                    with self.stopwatch.at("wait"):
+                        await self.fetch_model(behind.peer)
+                    self._handover.begin()
+                else:
+                    return
 
     def _enrol(self) -> None:
         """With the coordinator, if there is one."""
@@ -358,44 +361,42 @@ class Runtime:
         self.gradients += not self.took_over
         self.took_over = False
         self.steps += 1
+        self.stopwatch.steps += 1
         if self.settings.synchronous:
             self.round += 1
         self.host.counted()
 
     async def gradient(self, x: Tensor) -> Tensor:
         """(d,): the next minibatch's gradient at x as it is now; it holds until the next one is asked for."""
-        began = self.host.clock()
         pulled: Tensor | None = None
-        if x is self.x and not self.host.computes():
-            self.learner.pull(self.state)
-        else:
-            pulled = torch.cat((x, self._buffers))
-        result = await self.host.compute(lambda: self.learner.gradient(pulled, out=self._g))
+        with self.stopwatch.at("compute"):
+            if x is self.x and not self.host.computes():
+                self.learner.pull(self.state)
+            else:
+                pulled = torch.cat((x, self._buffers))
+            result = await self.host.compute(lambda: self.learner.gradient(pulled, out=self._g))
         if result.buffers is not None:
             self._buffers.add_(result.buffers)
         self.loss = result.loss if self.loss != self.loss else 0.95 * self.loss + 0.05 * result.loss
         self.last_loss = result.loss
-        self._compute_s += self.host.clock() - began
         return result.g
 
     async def full_gradient(self, x: Tensor) -> Tensor:
         """(d,): the mean over all own samples. Its loss is the worker's from here on."""
-        began, at = self.host.clock(), torch.cat((x, self._buffers))
-        cost = self.learner.samples / self.batch
-        result = await self.host.compute(lambda: self.learner.full(at), cost)
+        at, cost = torch.cat((x, self._buffers)), self.learner.samples / self.batch
+        with self.stopwatch.at("compute"):
+            result = await self.host.compute(lambda: self.learner.full(at), cost)
         self.loss = self.last_loss = result.loss
-        self._compute_s += self.host.clock() - began
         return result.g
 
     async def change(self, w: Tensor, x: Tensor, rows: Tensor) -> Tensor:
         """(d,): sum over `rows` of grad f_r(w) - grad f_r(x)."""
         if not len(rows):
             return torch.zeros_like(w)
-        began, at, snapshot = self.host.clock(), *(torch.cat((v, self._buffers)) for v in (w, x))
+        at, snapshot = (torch.cat((v, self._buffers)) for v in (w, x))
         cost = 2 * len(rows) / self.batch
-        result = await self.host.compute(lambda: self.learner.change(at, snapshot, rows), cost)
-        self._compute_s += self.host.clock() - began
-        return result
+        with self.stopwatch.at("compute"):
+            return await self.host.compute(lambda: self.learner.change(at, snapshot, rows), cost)
 
     def mix(self, t: int, y: Tensor) -> Awaitable[Tensor]:
         """(d,): sum_j W_ij y_j, in the order of the ids; posted at once. Buffers are mixed beside it."""
@@ -404,28 +405,23 @@ class Runtime:
         return self.begin(self._mixed(mixing))
 
     async def _mixed(self, mixing: Awaitable[Tensor]) -> Tensor:
-        began = self.host.clock()
-        total = await mixing
-        self._together_s += self.host.clock() - began
+        with self.stopwatch.beside("exchange"):
+            total = await mixing
         return self._taken_apart(total)
 
     async def mix_packed(self, t: int, z: Tensor, bits: int) -> tuple[Tensor, Tensor]:
         """(sum_j W_ij q_j, own q), q = z in 1, 2, 4 or 8 bits a coordinate. Buffers are mixed beside it, in full."""
-        began = self.host.clock()
-        total, q = await self.mixer.packed(t, z, bits, self._buffers)
-        self._together_s += self.host.clock() - began
+        total, q = await self._waited(self.mixer.packed(t, z, bits, self._buffers))
         return self._taken_apart(total), q
 
     async def mean(self, t: int, y: Tensor, step: int = 0) -> Tensor:
         """(d,): the mean of all members' y; buffers are averaged beside it."""
-        began = self.host.clock()
         payload = torch.cat((y, self._buffers))
         if self.coordinated is not None:
-            mean, _ = await self.coordinated.combine("mean", payload, round=t, step=step)
+            mean, _ = await self._waited(self.coordinated.combine("mean", payload, round=t, step=step))
         else:
-            total = await self.collective.sum("mean", payload, round=t, step=step)
+            total = await self._waited(self.collective.sum("mean", payload, round=t, step=step))
             mean = total.div_(len(self.collective.members))
-        self._together_s += self.host.clock() - began
         return self._taken_apart(mean)
 
     async def vote(self, t: int, y: Tensor) -> Tensor:
@@ -438,10 +434,12 @@ class Runtime:
         return await self._combined("ef-mean", t, y)
 
     async def _combined(self, purpose: str, t: int, y: Tensor) -> tuple[Tensor, Tensor]:
-        began = self.host.clock()
-        both = await (self.coordinated or self._counting).combine(purpose, y, round=t)
-        self._together_s += self.host.clock() - began
-        return both
+        return await self._waited((self.coordinated or self._counting).combine(purpose, y, round=t))
+
+    async def _waited(self, work: Awaitable[T]) -> T:
+        """What others take part in, and the algorithm waits for from its beginning to its end."""
+        with self.stopwatch.at("wait"), self.stopwatch.beside("exchange"):
+            return await work
 
     def missed(self, purpose: str, t: int) -> Tensor | None:
         """Among peers always None: nobody goes on without this worker."""
@@ -458,9 +456,9 @@ class Runtime:
         assert self.view is not None
         if (every and t and t % every == 0) or (t == self.view.round and not self.kept_corrections):
             if self.coordinated is not None:
-                source, wrong = await self.coordinated.compare(fingerprint(self.x, *kept), t)
+                source, wrong = await self._waited(self.coordinated.compare(fingerprint(self.x, *kept), t))
             else:
-                source, wrong = await agreed(self.collective, (self.x, *kept), t)
+                source, wrong = await self._waited(agreed(self.collective, (self.x, *kept), t))
             if wrong:
                 self.host.record("event", what="replicas differed", round=t, right=source, wrong=wrong)
                 self.host.warn(f"round {t}: the model of {', '.join(wrong)} differed; that of {source} counts")
@@ -470,11 +468,9 @@ class Runtime:
     async def ask(self, u: Tensor | None) -> Tensor:
         """(d,): the parameter server's model, after it has taken a step of -lr u; buffers come beside it."""
         assert self.coordinated is not None
-        began = self.host.clock()
         payload = None if u is None else torch.cat((u, self._buffers))
-        x, applied = await self.coordinated.ask(self.state.clone(), payload)
+        x, applied = await self._waited(self.coordinated.ask(self.state.clone(), payload))
         self.took_over = not applied
-        self._together_s += self.host.clock() - began
         return self._taken_apart(x)
 
     def _taken_apart(self, together: Tensor) -> Tensor:
@@ -499,7 +495,7 @@ class Runtime:
         counts = [self.host.gradients_of(member) for member in self.collective.members]
         return len(counts) * min(counts) / max(1, sum(counts))
 
-    def begin(self, work: Awaitable[T]) -> "asyncio.Task[T]":
+    def begin(self, work: Awaitable[T]) -> Begun[T]:
         """Start `work` beside the caller."""
 
         async def started() -> T:
@@ -508,7 +504,7 @@ class Runtime:
         task = asyncio.get_running_loop().create_task(started(), name=f"{self.me}: {self.settings.algorithm}")
         self._beside.add(task)
         task.add_done_callback(self._beside.discard)
-        return task
+        return Begun(task, self.stopwatch)
 
     def back_off(self, tries: int) -> Awaitable[None]:
         """Wait a random while, longer after more tries."""
@@ -518,8 +514,9 @@ class Runtime:
 
     @property
     def seconds(self) -> dict[str, float]:
-        """Spent on gradients, and on averages, mixes and means."""
-        return {"compute": self._compute_s, "exchange": self._together_s + self.pairing.seconds}
+        """Of this process, by what they were spent on: `stopwatch.py` says what the four phases are."""
+        spent = self.stopwatch.seconds
+        return {**spent, "exchange": spent["exchange"] + self.pairing.seconds}
 
     def take_durations(self) -> list[float]:
         """Seconds of the own averages that were done since the last call."""

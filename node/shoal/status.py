@@ -55,6 +55,7 @@ def own_figures(
     done = sum(tally.get(key, 0) for key in ("active", "passive", "mixed"))
     gradients = trained.get("gradients", 0)
     right, total = trained.get("right"), trained.get("total") or 0
+    seconds, timed = trained.get("seconds", {}), trained.get("timed_steps", 0)  # both of this process
     traffic = transport.traffic.values()
     return {
         "id": me.node_id,
@@ -76,6 +77,8 @@ def own_figures(
         "bytes_shared": trained.get("shared_bytes", 0),
         "in_doubt": trained.get("in_doubt", 0),
         "averages_per_gradient": done / gradients if gradients else None,
+        "seconds": seconds,
+        "seconds_a_step": {phase: spent / timed for phase, spent in seconds.items()} if timed else {},
         "bytes_sent": sum(one.sent_bytes for one in traffic),
         "bytes_received": sum(one.received_bytes for one in traffic),
         "max_rate": settings.max_rate,

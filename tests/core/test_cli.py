@@ -229,6 +229,7 @@ STATUS: dict[str, Any] = {
         "histogram": [142, 145, 0],
         "exchanges": {"done": 130, "busy": 4, "gone": 1, "codecs": {"b-123456": "q8"}},
         "codec": "f32",
+        "seconds_a_step": {"compute": 0.0102, "wait": 0.00325, "exchange": 0.5, "apply": 0.0001},
         "bytes_sent": 5_200_000,
         "bytes_received": 512,
         "bytes_shared": 3_000_000,
@@ -307,6 +308,7 @@ def test_the_table_shows_the_node_its_members_and_what_it_waits_for() -> None:
         "a  training  127.0.0.1:5000",
         "ad-psgd on digits, cpu, codec f32",
         "step 120, 121 gradients, 220 in the shoal",
+        "compute 10.2 ms, wait 3.2 ms, apply 0.1 ms; exchange 500.0 ms, beside the others or waited for",
         "0.8750, of all 0.9000",
         "287 samples, by label [142, 145, 0]",
         "130 done, 4 busy, 1 gone; 1.07 averages a gradient",
@@ -373,6 +375,7 @@ def test_nothing_is_cut_off_where_no_terminal_is(server: Server, capsys: Output)
     [
         {"node": {}},
         {"node": {"exchanges": 3, "loss": None}, "members": None, "waits": {}, "view": []},
+        {"node": {"seconds_a_step": {"compute": "long", "wait": None}}},
         {"node": {}, "members": [{}, 7, {"rtt_s": "fast", "loss": True, "gradients": 10**400}], "waits": [{}, 1]},
         {"node": {"loss": float("nan"), "accuracy": 10**400, "bytes_sent": float("inf")}},
     ],

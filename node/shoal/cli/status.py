@@ -131,6 +131,7 @@ def _node_table(status: dict[str, Any]) -> Table:
         f" codec {_text(node, 'codec')}",
         "progress": f"step {_text(node, 'step')}, {_text(node, 'gradients')} gradients,"
         f" {_text(shoal, 'gradients')} in the shoal",
+        "a step": _step(_dict(node, "seconds_a_step")),
         "loss": _number(node.get("loss"), ".4f"),
         "held-out accuracy": f"{_number(node.get('accuracy'), '.4f')}, of all {_number(shoal.get('accuracy'), '.4f')}",
         "data": f"{_text(node, 'samples')} samples, by label {_text(node, 'histogram')}",
@@ -164,6 +165,16 @@ def _coordinator_table(status: dict[str, Any]) -> Table:
     return _rows(rows)
 
 
+def _step(seconds: dict[str, Any]) -> str:
+    """The mean step of that process: what it is made of, and what went on beside it."""
+    compute, wait, apply, exchange = (_ms(seconds.get(key)) for key in ("compute", "wait", "apply", "exchange"))
+    return f"compute {compute}, wait {wait}, apply {apply}; exchange {exchange}, beside the others or waited for"
+
+
+def _ms(seconds: Any) -> str:
+    return _number(seconds * 1000 if _is_number(seconds) else None, ".1f", " ms")
+
+
 def _traffic(node: dict[str, Any]) -> str:
     text = f"{_bytes(node.get('bytes_sent'))} sent, {_bytes(node.get('bytes_received'))} received"
     if node.get("bytes_shared"):
@@ -187,10 +198,9 @@ def _member_table(status: dict[str, Any]) -> Table:
     for member in _list(status, "members"):
         if not isinstance(member, dict):
             continue
-        rtt = member.get("rtt_s")
         cells = [_text(member, key) for key in ("name", "address", "state", "phase", "gradients")]
         cells += [_number(member.get("loss"), ".4f"), _number(member.get("accuracy"), ".4f")]
-        cells.append(_number(rtt * 1000 if _is_number(rtt) else None, ".1f", " ms"))
+        cells.append(_ms(member.get("rtt_s")))
         cells.append(_number(member.get("heard_s_ago"), ".1f", " s"))
         where = " in memory" if member.get("id") in in_memory else ""
         cells.append(_text(codecs, str(member.get("id"))) + where)

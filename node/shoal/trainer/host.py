@@ -387,6 +387,7 @@ class TrainerHost:
             in_doubt=settlement.in_doubt,
             unconfirmed=settlement.unconfirmed + runtime.post.unconfirmed,
             seconds=runtime.seconds,
+            timed_steps=runtime.stopwatch.steps,
             exchange_seconds=runtime.take_durations(),
             waits=runtime.waits(),
             in_memory=[peer for peer in self.outbox.readers if peer in self.windows],
