@@ -97,6 +97,7 @@ class Runtime:
         self._g = torch.empty_like(self.x)  # where gradients are made
         self.rng = random.Random(f"{settings.seed}/{me}")
         self.momentum, self.overlap, self.weight_decay = settings.momentum, settings.overlap, settings.weight_decay
+        self.exchange_every = settings.exchange_every
         self.full_lr, self.correction = settings.lr, settings.correction_step if settings.corrected else 0.0
         self.batch, self.seed, self.tau, self.prox = settings.batch, settings.seed, settings.tau, settings.prox
         self.memory: dict[str, Tensor] = {}

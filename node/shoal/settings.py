@@ -63,6 +63,8 @@ ALGORITHMS: dict[str, Traits] = {
     "svrg": Traits(rounds=True, replicas=True, finite_sum=True, over=BOTH, usual={**DOUBLE, "tau": 0.5}),
 }
 """Each is one file in `algorithms/`."""
+SPARE = ("ad-psgd", "d-psgd")
+"""Those that remain themselves where exchanges are left out."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -137,6 +139,13 @@ class Settings:
         "run",
         low=0,
         high=1000,
+    )
+    exchange_every: int = setting(
+        1,
+        "ad-psgd, d-psgd: gradients to each exchange. More sends less, and the models drift further apart.",
+        "run",
+        low=1,
+        high=100_000,
     )
     correction: str = setting(
         "none",
@@ -367,6 +376,7 @@ class Settings:
         if self.overlap and not traits.pairs:
             pairs = ", ".join(name for name, traits in ALGORITHMS.items() if traits.pairs)
             raise SettingsError(f"overlap = {self.overlap} is for {pairs}: {self.algorithm} averages no pairs")
+        self._check_exchange_every()
         if self.codec != "f32" and not traits.packs:
             packs = ", ".join(name for name, traits in ALGORITHMS.items() if traits.packs)
             why = f"{self.algorithm} has no sound way to pack its vectors"
@@ -428,6 +438,14 @@ class Settings:
     def synchronous(self) -> bool:
         """Whether the algorithm proceeds in rounds."""
         return self.traits.rounds
+
+    def _check_exchange_every(self) -> None:
+        if self.exchange_every > 1 and self.algorithm not in SPARE:
+            why = f"{self.algorithm} is no algorithm any more if it leaves exchanges out"
+            raise SettingsError(f"exchange_every = {self.exchange_every} is for {', '.join(SPARE)}; {why}")
+        if self.exchange_every > 1 and self.packed:
+            why = "the differences of every round are what its packing lives on"
+            raise SettingsError(f"exchange_every = {self.exchange_every} does not go with codec {self.codec}: {why}")
 
     @property
     def fixed_view(self) -> bool:

@@ -64,6 +64,17 @@ def test_a_value_that_cannot_be_used_is_refused_by_name(values: dict[str, object
     assert refusal(**values) == message
 
 
+@pytest.mark.parametrize("codec", ["q8", "q4", "sign"])
+def test_packed_rounds_cannot_be_left_out(codec: str) -> None:
+    said = refusal(algorithm="d-psgd", exchange_every=2, codec=codec)
+    assert said.startswith(f"exchange_every = 2 does not go with codec {codec}: ")
+
+
+@pytest.mark.parametrize(("algorithm", "codec"), [("ad-psgd", "sign"), ("ad-psgd", "f32"), ("d-psgd", "bf16")])
+def test_other_exchanges_may_be_left_out(algorithm: str, codec: str) -> None:
+    assert Settings(algorithm=algorithm, exchange_every=4, codec=codec).exchange_every == 4
+
+
 def test_rounds_and_gradients_exclude_each_other() -> None:
     assert "not both" in refusal(rounds=3, gradients=4)
 
@@ -72,6 +83,8 @@ def test_rounds_and_gradients_exclude_each_other() -> None:
     "values",
     [
         {"algorithm": "d2", "overlap": 2},
+        {"algorithm": "d2", "exchange_every": 2},
+        {"algorithm": "allreduce-sgd", "exchange_every": 2},
         {"algorithm": "ad-psgd", "lazy": "always"},
         {"algorithm": "ad-psgd", "mixing": "uniform:0.2"},
     ],

@@ -8,7 +8,7 @@
 The average runs while the gradient is computed (the wait-free form of the paper's appendix). We depart in two points.
 The paper keeps the pair atomic by a lock and a bipartite graph; here the pair is settled by two deltas that cancel
 (`exchange.py`), so any graph will do. And after BUSY the worker tries another neighbour until one average is done;
-`overlap` allows that many more gradients before it waits.
+`overlap` allows that many more gradients before it waits; `exchange_every` spares some the average.
 
 On data that differs from node to node the fixed point weighs each node by its speed (assumption 1 of the paper takes
 this as given); equally fast nodes reach the optimum of all. Momentum is local, applied after the average, never sent.
@@ -28,10 +28,10 @@ from shoal.settling import Outcome
 
 
 async def ad_psgd(me: Worker) -> None:
-    """Until the shoal has its gradients: one finished average to every 1 + overlap gradients."""
-    averaging, steps = None, 0
+    """Until the shoal has its gradients: one finished average to every 1 + overlap gradients, or fewer."""
+    averaging, steps = None, me.exchange_every
     while me.more():
-        if averaging is None and me.neighbours:
+        if averaging is None and steps >= me.exchange_every and me.neighbours:
             averaging, steps = me.begin(average_once(me)), 0
         g = await me.gradient(me.x)
         steps += 1

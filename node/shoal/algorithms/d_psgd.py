@@ -6,6 +6,9 @@
 W is symmetric and doubly stochastic. The gradient is taken at the model before mixing and applied to the mixed one, so
 the two run side by side. Its error grows with the spread of the nodes' gradients; `d2` has no such term.
 Momentum is local and is known to raise that error (DecentLaM, 2104.11981).
+
+With `exchange_every` = k only every k-th round mixes, the others are local steps (PD-SGD of Cooperative SGD,
+1808.07576).
 """
 
 from shoal.algorithms.choco import choco
@@ -19,10 +22,12 @@ async def d_psgd(me: Worker) -> None:
         await choco(me)
         return
     for t in me.rounds():
-        mixing = me.mix(t, me.x)
+        mixing = me.mix(t, me.x) if t % me.exchange_every == 0 else None
         g = await me.gradient(me.x)
-        mixed = await mixing
+        if mixing is not None:
+            mixed = await mixing
+            me.x.copy_(mixed)
         u = direction(me, g)
-        me.x.copy_(mixed.sub_(u, alpha=me.lr))
+        me.x.sub_(u, alpha=me.lr)
         keep_direction(me, u)
         me.count()

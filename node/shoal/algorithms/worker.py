@@ -25,6 +25,8 @@ class Worker(Protocol):
     weight_decay: float
     """For algorithms that decay x themselves; the gradients of the others hold it already."""
     overlap: int
+    exchange_every: int
+    """Gradients to each exchange."""
     correction: float
     """Largest step of AD-PSGD's dual variable; 0: none."""
     full_lr: float
