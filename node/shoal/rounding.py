@@ -79,6 +79,7 @@ class Halved:
             raise BadVector(f"{name} vector from {peer} has {got}, expected {expected} of uint8")
         head = SCALE_BYTES if name == "f16" else 0
         self._scale = float(packed[:head].clone().view(torch.float32)) if head else 1.0
+        self._packed = packed  # held as it is: it may lie in a buffer that is free again when nobody holds it
         self._numbers = packed[head:].view(HALVES[name])
         self._name, self._peer, self.elements = name, peer, elements
 

@@ -1,5 +1,8 @@
 """What an average adds: made or not, it is the same number, and its negative at the other end."""
 
+import gc
+import weakref
+
 import pytest
 import torch
 from hypothesis import given
@@ -7,6 +10,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from shoal.delta import PIECE, Between, Delta, Made
+from shoal.element_codecs import pair_codecs
+from shoal.pair_codec import Duplex
 
 
 def random(n: int, seed: int) -> Tensor:
@@ -63,3 +68,17 @@ def test_where_nothing_has_changed_since_it_was_sent_it_is_the_same_in_one_pass(
     Between(x.clone(), theirs).add_to(quick, as_sent=True)
     torch.testing.assert_close(quick, usual, rtol=0, atol=1e-6)
     torch.testing.assert_close(quick, (x + theirs) / 2, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["f32", "bf16", "f16"])
+def test_a_delta_holds_the_vectors_that_it_is_made_of(name: str) -> None:
+    """They lie in buffers that are used again when nobody holds the tensors any more: a view of one is not enough."""
+    codec = pair_codecs(name, 10, torch.Generator())[name]
+    assert isinstance(codec, Duplex)
+    mine, theirs = codec.own(random(10, 1)), codec.own(random(10, 2))
+    held = [weakref.ref(mine), weakref.ref(theirs)]
+    delta = codec.delta(mine, theirs, "b")
+    del mine, theirs
+    gc.collect()
+    assert all(ref() is not None for ref in held)
+    del delta

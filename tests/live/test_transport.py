@@ -242,3 +242,17 @@ class TestConnections:
         async with asyncio.timeout(5):
             while len(tasks := asyncio.all_tasks()) > base:
                 await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+
+
+class TestLastWords:
+    @pytest.mark.parametrize("who", ["a", "b"])
+    async def test_what_was_said_before_closing_is_heard_whoever_dialled(self, node: NewNode, who: str) -> None:
+        a, b = await node("a"), await node("b")
+        await joined(a, b)
+        speaker, listener = (a, b) if who == "a" else (b, a)
+        for number in range(20):
+            speaker.transport.send_control(listener.id, pb.Control(heartbeat=pb.Heartbeat(number=number)))
+        await speaker.close()
+        heard = [await listener.heard.controls.get() for _ in range(20)]
+        assert [control.heartbeat.number for control in heard] == list(range(20))
+        await listener.down()

@@ -144,6 +144,15 @@ class Connection:
             outgoing.sent()
         self._events.down(self.peer.node_id, self.conn, reason)
 
+    async def controls_written(self) -> None:
+        """Waits until every control frame that was queued has been written, for as long as the connection stands."""
+        written, over = (asyncio.ensure_future(one) for one in (self._controls.join(), self.over.wait()))
+        try:
+            await asyncio.wait((written, over), return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            written.cancel()
+            over.cancel()
+
     async def settle(self) -> None:
         """Waits until no task of an ended connection is left."""
         await asyncio.gather(*self._pumps, return_exceptions=True)
@@ -203,6 +212,7 @@ class Connection:
             self._limit.count(len(raw))
             self._traffic.sent_bytes += len(raw)
             await self._control.write(raw)
+            self._controls.task_done()
 
     async def _read_exchange(self) -> None:
         slot: int | None = None

@@ -1,5 +1,6 @@
 """The one object that the daemon holds: listens, greets, keeps the connections, sends."""
 
+import asyncio
 from collections.abc import Callable, Mapping
 
 from shoal.transport.connection import Traffic, TransportEvents
@@ -8,6 +9,8 @@ from shoal.transport.peers import Peers
 from shoal.transport.rate import Limit
 from shoal.transport.server import Server
 from shoal.v1 import node_pb2 as pb
+
+LAST_WORDS_S = 0.5
 
 
 class Transport:
@@ -99,7 +102,13 @@ class Transport:
         self._dialler.hang_up(peer_id)
 
     async def close(self) -> None:
-        """Ends every connection, then listening; returns when no task is left."""
+        """Ends every connection, then listening; returns when no task is left. What was said to the peers goes first: a
+        last word, most of all; but nobody waits long for one that does not read."""
+        last_words = [asyncio.ensure_future(one.controls_written()) for one in self._peers.live.values()]
+        if last_words:
+            _, late = await asyncio.wait(last_words, timeout=LAST_WORDS_S)
+            for one in late:
+                one.cancel()
         for peer_id in list(self._peers.live):
             self.forget(peer_id, f"{self._identity.node_id} closes")
         await self._dialler.close()
