@@ -5,6 +5,7 @@ is delivered any more, whatever is still under way.
 """
 
 import asyncio
+import contextlib
 import dataclasses
 import logging
 from collections.abc import Callable, Coroutine
@@ -144,14 +145,23 @@ class Connection:
             outgoing.sent()
         self._events.down(self.peer.node_id, self.conn, reason)
 
-    async def controls_written(self) -> None:
-        """Waits until every control frame that was queued has been written, for as long as the connection stands."""
-        written, over = (asyncio.ensure_future(one) for one in (self._controls.join(), self.over.wait()))
+    async def last_words(self) -> None:
+        """Returns when the peer has, or no longer can have, every control frame that was queued. Nothing may be sent
+        after this, and the connection ends by it where this end has dialled."""
+        said, over = (asyncio.ensure_future(one) for one in (self._say_all(), self.over.wait()))
         try:
-            await asyncio.wait((written, over), return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait((said, over), return_when=asyncio.FIRST_COMPLETED)
         finally:
-            written.cancel()
+            said.cancel()
             over.cancel()
+
+    async def _say_all(self) -> None:
+        await self._controls.join()
+        # A call that is cancelled drops what gRPC has not put on the wire yet; a status is sent after all that.
+        if (done_writing := getattr(self._control, "done_writing", None)) is not None:
+            with contextlib.suppress(*STREAM_ERRORS):
+                await done_writing()
+            await self.over.wait()  # the peer has read to the end, and answers by its status
 
     async def settle(self) -> None:
         """Waits until no task of an ended connection is left."""

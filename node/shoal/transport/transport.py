@@ -104,7 +104,7 @@ class Transport:
     async def close(self) -> None:
         """Ends every connection, then listening; returns when no task is left. What was said to the peers goes first: a
         last word, most of all; but nobody waits long for one that does not read."""
-        last_words = [asyncio.ensure_future(one.controls_written()) for one in self._peers.live.values()]
+        last_words = [asyncio.ensure_future(one.last_words()) for one in self._peers.live.values()]
         if last_words:
             _, late = await asyncio.wait(last_words, timeout=LAST_WORDS_S)
             for one in late:
