@@ -2,7 +2,8 @@
 
 For D2 a loss that only one end sees biases the result for ever (sum of corrections is no longer 0). So a post is kept
 until its receiver has confirmed it and is repeated on the next connection; a repeated one is confirmed again and
-ignored. A neighbour may be one round ahead, never two: it needs our post of a round to leave it.
+ignored. A neighbour may be one round ahead, never two: it needs our post of a round to leave it. Where not every
+gradient has an exchange, a round here is one exchange with the gradients up to the next.
 """
 
 from collections.abc import Callable

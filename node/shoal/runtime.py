@@ -185,7 +185,7 @@ class Runtime:
         self._budget, self._rounds = s.total_gradients(n), s.total_rounds(n)
         self._graph_neighbours = [view.members[j] for j in drawn.neighbours[rank]]
         self._reachable = None
-        self.collective.enter(view.id, view.members, view.round)
+        self.collective.enter(view.id, view.members, self._exchange(view.round))
         self._counting.enter()
 
     def peers_in_view(self) -> Sequence[PeerId]:
@@ -348,8 +348,13 @@ class Runtime:
     def rounds(self) -> Iterator[int]:
         """The rounds that are left."""
         while self.round < self._rounds:
-            self.post.begin(self.round)
+            self.post.begin(self._exchange(self.round))
             yield self.round
+
+    def _exchange(self, t: int) -> int:
+        """Which exchange round t belongs to: posts are numbered by it, for a neighbour may be one of them ahead, and so
+        many rounds as it takes alone between two."""
+        return t // self.exchange_every
 
     def keep(self, name: str) -> Tensor:
         """(d,) of zeros at first; goes into checkpoints."""
@@ -401,8 +406,8 @@ class Runtime:
 
     def mix(self, t: int, y: Tensor) -> Awaitable[Tensor]:
         """(d,): sum_j W_ij y_j, in the order of the ids; posted at once. Buffers are mixed beside it."""
-        payload, codec = torch.cat((y, self._buffers)), self.settings.codec
-        mixing = self.mixer.rounded(t, payload, codec) if codec in HALVES else self.mixer.full(t, payload)
+        payload, codec, k = torch.cat((y, self._buffers)), self.settings.codec, self._exchange(t)
+        mixing = self.mixer.rounded(k, payload, codec) if codec in HALVES else self.mixer.full(k, payload)
         return self.begin(self._mixed(mixing))
 
     async def _mixed(self, mixing: Awaitable[Tensor]) -> Tensor:

@@ -214,8 +214,11 @@ def uninterrupted(settings: Settings, nodes: int) -> torch.Tensor:
     return torch.stack(simulate(settings, Scenario(), learners, states).states).mean(0)
 
 
-def test_d2_that_all_stop_and_resume_in_the_same_round_ends_as_if_nothing_had_been(tmp_path: Path) -> None:
-    run = {"algorithm": "d2", "rounds": 12, "partition": "labels:4"}
+@pytest.mark.parametrize("algorithm", [{"algorithm": "d2"}, {"algorithm": "d-psgd", "exchange_every": 4}], ids=str)
+def test_rounds_that_all_stop_and_resume_in_the_same_one_end_as_if_nothing_had_been(
+    algorithm: dict[str, object], tmp_path: Path
+) -> None:
+    run = {"rounds": 12, "partition": "labels:4", **algorithm}
     with shoal_in(tmp_path, **run, **held(tmp_path, 6)) as shoal:
         nodes = shoal.start_all(3)
         shoal.until_step(6, *nodes)

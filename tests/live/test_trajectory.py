@@ -35,9 +35,10 @@ def in_virtual_time(settings: Settings, **options: Any) -> tuple[Tensor, Learner
     return torch.stack(simulate(settings, Scenario(), learners, x0, **options).states), learners[0]
 
 
-@pytest.mark.parametrize(("algorithm", "rounds"), [("d-psgd", 60), ("d2", 540)])
-def test_every_node_follows_the_virtual_time_run(algorithm: str, rounds: int, tmp_path: Path) -> None:
-    settings = Settings(algorithm=algorithm, topology="ring", lr=0.5, batch=16, rounds=rounds, seed=3)
+@pytest.mark.parametrize(("algorithm", "rounds", "every"), [("d-psgd", 60, 1), ("d-psgd", 60, 4), ("d2", 540, 1)])
+def test_every_node_follows_the_virtual_time_run(algorithm: str, rounds: int, every: int, tmp_path: Path) -> None:
+    run = {"algorithm": algorithm, "rounds": rounds, "exchange_every": every}
+    settings = Settings(topology="ring", lr=0.5, batch=16, seed=3, **run)  # type: ignore[arg-type]
     nodes = over_grpc(tmp_path, settings)
     own = torch.stack([read(node.folder / "checkpoint.safetensors").state for node in nodes])
     expected, learner = in_virtual_time(settings)

@@ -5,7 +5,7 @@ import torch
 
 from paper.runs import final_loss, quadratic, train
 from shoal.settings import Settings
-from shoal.simulation import Result, population
+from shoal.simulation import Cut, Result, Scenario, population
 
 COMMON = {"lr": 0.2, "rounds": 200, "partition": "iid"}
 
@@ -36,6 +36,27 @@ def test_d_psgd_is_local_sgd_between_its_mixes(every: int) -> None:
         g = torch.stack([le.gradient(row.float()).g for le, row in zip(learners, x, strict=True)]).double()
         x = (W @ x if t % every == 0 else x) - 0.2 * g
     torch.testing.assert_close(torch.stack(ours.states).double(), x, rtol=0, atol=1e-5)
+
+
+UNEVEN = {
+    "one is four times slower": Scenario(slow=((0, 4.0),), vector_s=0.001),
+    "one is fifty times slower": Scenario(slow=((2, 50.0),), vector_s=0.001),
+    "links are slow": Scenario(vector_s=0.035),
+    "a link breaks": Scenario(slow=((1, 3.0),), cuts=(Cut(0.05, 0, 1, 0.3), Cut(0.5, 1, 2, 0.1))),
+}
+
+
+@pytest.mark.parametrize("how", UNEVEN)
+@pytest.mark.parametrize(("topology", "codec"), [("complete", "f32"), ("ring", "f32"), ("ring", "bf16")])
+@pytest.mark.parametrize("every", [2, 5])
+def test_d_psgd_gives_the_same_models_though_some_run_ahead_between_mixes(
+    every: int, topology: str, codec: str, how: str
+) -> None:
+    """Who is fast takes its local steps and then waits; what is mixed does not depend on who comes first."""
+    settings = {"algorithm": "d-psgd", "lr": 0.2, "rounds": 23, "exchange_every": every, "codec": codec}
+    even, uneven = (quadratic(4, scenario, topology=topology, **settings) for scenario in (None, UNEVEN[how]))
+    assert uneven.seconds > even.seconds
+    assert all(torch.equal(one, other) for one, other in zip(uneven.states, even.states, strict=True))
 
 
 @pytest.mark.parametrize("algorithm", ["ad-psgd", "d-psgd"])
