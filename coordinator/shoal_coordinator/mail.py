@@ -66,6 +66,8 @@ class Mail:
             message, shape = wire.decode(header)
         except BadFrame as error:
             raise BadFrame(f"message from {peer}: {error}") from None
+        if shape is not None and shape.slot is not None:
+            raise BadFrame(f"vector from {peer} lies in its memory, into which a coordinator does not look")
         return message if shape is None else dataclasses.replace(message, vector=_vector(content, shape))
 
     def _pump(self, peer: PeerId) -> None:

@@ -47,12 +47,14 @@ class Bridge:
         self.metrics.connection("up")
         self._incarnations[peer.node_id, conn] = peer.incarnation
         coordinates = peer.role == pb.ROLE_COORDINATOR
-        facts: dict[str, Any] = {
-            "incarnation": peer.incarnation,
-            "coordinates": coordinates,
-            "memory": self._memory_of(peer.node_id),
-        }
-        self.child.channel.send("up", b"", peer=peer.node_id, conn=conn, **facts)
+        self.child.channel.send(
+            "up",
+            peer=peer.node_id,
+            conn=conn,
+            incarnation=peer.incarnation,
+            coordinates=coordinates,
+            memory=self._memory_of(peer.node_id),
+        )
         self._do(self.membership.link_up(peer.node_id, time.monotonic(), peer.incarnation))
 
     def down(self, peer_id: str, conn: int, reason: str) -> None:
@@ -102,8 +104,7 @@ class Bridge:
         if slot < 0:
             self.transport.send(peer, conn, header, None, lambda: None)
         else:
-            read = pb.Header.FromString(header)
-            vector = self.child.segment.slot(slot)[: read.vector.bytes]
+            vector = self.child.segment.slot(slot)[: pb.Header.FromString(header).vector.bytes]
             self.transport.send(peer, conn, header, vector, lambda: self.child.channel.send("sent", slot=slot))
 
     def refuse(self, peer_id: str, error: PeerError) -> None:

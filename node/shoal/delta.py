@@ -1,5 +1,4 @@
-"""What an average adds to a model: half of the difference to another, which need not be made
-before it is added. Pure."""
+"""What an average adds to a model: half of the difference to another, which need not be made first. Pure."""
 
 import abc
 import dataclasses

@@ -188,7 +188,7 @@ def test_the_level_is_the_least_severe_that_is_shown(level: str, shown: int) -> 
 
 def test_libraries_are_heard_from_warnings_on() -> None:
     stream = configured(level="debug")
-    library = logging.getLogger("some.library")
+    library = logging.getLogger("somebody.elses")
     library.info("not shown")
     library.warning("shown")
     assert [line["message"] for line in lines(stream)] == ["shown"]

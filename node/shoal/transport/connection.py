@@ -15,7 +15,7 @@ import grpc
 from google.protobuf.message import DecodeError
 
 from shoal.errors import BadFrame, PeerError
-from shoal.transport.frames import Assembler, frames
+from shoal.transport.frames import CHUNK_TAG, Assembler, frames
 from shoal.transport.rate import Limit
 from shoal.v1 import node_pb2 as pb
 
@@ -25,9 +25,6 @@ CONTROL_QUEUE = 64
 """Control frames likewise: half a minute of heartbeats."""
 REASON_GRACE_S = 0.1
 """How long a failed write waits for the status that says why: it may be right behind."""
-
-CHUNK_TAG = pb.ExchangeRequest.CHUNK_FIELD_NUMBER << 3 | 2
-"""First byte of a chunk's frame: number and wire type, as protobuf's encoding has it."""
 
 STREAM_ERRORS = (grpc.RpcError, grpc.aio.BaseError, asyncio.InvalidStateError)
 """What reading or writing raises when a stream has ended; the last is a write after the status has come."""

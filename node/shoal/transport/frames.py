@@ -18,18 +18,18 @@ from google.protobuf.message import DecodeError
 from shoal.errors import BadFrame
 from shoal.link import LEAST_SLOT
 from shoal.v1 import node_pb2 as pb
-from shoal.words import PIECE_BYTES, words_of
+from shoal.words import LARGEST, PIECE_BYTES, words_of
 
 CHUNK_BYTES = 1 << 21
-"""Payload of one chunk, at most. Over gRPC twice as much is no faster, a sixteenth half as fast."""
+"""Payload of one chunk, at most. Over gRPC twice as much, half and a quarter of it are all slower."""
 HEADER_LIMIT = 16 << 10
 """Bytes of a header, at most: more than all that `shoal.wire` lets through at its longest."""
 FRAME_LIMIT = CHUNK_BYTES + 16
 """Bytes of a frame, at most: a full chunk with its tag and length."""
 
 # Field number and wire type 2 (length-delimited), as protobuf's encoding has it: number << 3 | 2.
-_HEADER, _CHUNK, _TRAILER = 0x0A, 0x12, 0x1A
-_NAMES = {_HEADER: "header", _CHUNK: "chunk", _TRAILER: "trailer"}
+_HEADER, CHUNK_TAG, _TRAILER = 0x0A, 0x12, 0x1A
+_NAMES = {_HEADER: "header", CHUNK_TAG: "chunk", _TRAILER: "trailer"}
 _FLOATS: dict[int, np.dtype[Any]] = {pb.DTYPE_F32: np.dtype("<f4"), pb.DTYPE_F64: np.dtype("<f8")}
 
 
@@ -42,7 +42,7 @@ def frames(header: bytes, payload: memoryview | None, chunk_bytes: int = CHUNK_B
     for start in range(0, len(payload), chunk_bytes):
         chunk = payload[start : start + chunk_bytes]
         sums.add(words_of(chunk))
-        yield _frame(_CHUNK, chunk)
+        yield _frame(CHUNK_TAG, chunk)
     yield _frame(_TRAILER, pb.Trailer(sum=sums.total).SerializeToString())
 
 
@@ -56,7 +56,7 @@ class Sum:
 
     def add(self, words: int) -> None:
         """The next chunk, by `words_of` it."""
-        self.total = (self.total + self._weight * words) & 0xFFFF_FFFF_FFFF_FFFF
+        self.total = (self.total + self._weight * words) & LARGEST
         self._weight += 2
 
 
