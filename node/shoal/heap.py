@@ -17,7 +17,7 @@ KEPT: Final = 64 << 20
 
 
 def keep_freed_memory() -> None:
-    """For a process that moves chunks or makes gradients, before it starts threads. Where there is no glibc, nothing happens."""
+    """For a process that moves chunks or makes gradients, before it starts threads. Without glibc nothing happens."""
     with contextlib.suppress(OSError, AttributeError):
         mallopt = ctypes.CDLL(None).mallopt
         for option, value in ((MMAP_THRESHOLD, LARGEST), (TRIM_THRESHOLD, KEPT), (ARENA_MAX, 1)):
