@@ -206,7 +206,7 @@ async def test_an_average_that_a_stop_leaves_half_done_is_settled_by_the_next_in
 
 async def test_the_sum_is_kept_when_one_node_stops_and_comes_back_to_the_others(tmp_path: Path) -> None:
     """It goes on with its own model, which holds gradients that no other has, and not with a member's."""
-    async with drifting(tmp_path, cutting(3), rounds=60, seed=3) as it:
+    async with drifting(tmp_path, cutting(3), rounds=300, seed=3) as it:
         first, second, third = await it.start_all()
         await it.until_step(20, second)
         second.process.send_signal(signal.SIGTERM)
