@@ -7,6 +7,7 @@ It holds no vector and imports no torch, so it goes on answering heartbeats what
 
 import asyncio
 import contextlib
+import dataclasses
 import logging
 import random
 import time
@@ -20,9 +21,9 @@ from shoal.folder import StateFolder
 from shoal.greeter import Greeter
 from shoal.membership import Membership
 from shoal.metrics import Metrics
-from shoal.process import Process, check_exposure
+from shoal.process import AGAIN, Process, check_exposure
 from shoal.reception import Reception
-from shoal.roster import Action, Dropped, Gone, Installed, Joined, Refused, Send, Stop
+from shoal.roster import Action, Dropped, Gone, Installed, Joined, Pause, Refused, Send
 from shoal.seeking import Seeking
 from shoal.settings import Settings
 from shoal.talk import Talk
@@ -95,6 +96,8 @@ class Daemon:
             suspect_after_s=s.suspect_after_s,
             min_nodes=s.min_nodes,
             synchronous=s.fixed_view,
+            replicas=s.traits.replicas,
+            on_partition=s.on_partition,
             rng=random.Random(),
         )
         self.greeter = Greeter(lambda address: self.transport.greet(address), lambda c: self.reception.is_known(c))
@@ -112,7 +115,14 @@ class Daemon:
             self.child, self.membership, self.metrics, self.greeter, self._do, self.reception.memory_of
         )
         self.talk = Talk(
-            s.task, self.child, self.bridge, self.metrics, self.process, joined=self._join, phase=self._phase
+            s.task,
+            self.child,
+            self.bridge,
+            self.metrics,
+            self.process,
+            joined=self._join,
+            phase=self._phase,
+            paused=self._paused,
         )
         self.transport = self.bridge.transport = Transport(
             identity=self.me,
@@ -145,9 +155,15 @@ class Daemon:
                 **status.result(self.settings, self.membership, *facts, self.transport),
             },
         )
-        if last := status.goodbye(code, reason, talk.checkpoint, earlier, had_view=had_view):
+        if code != AGAIN and (last := status.goodbye(code, reason, talk.checkpoint, earlier, had_view=had_view)):
             log.info("%s", last)
         return code
+
+    def next_life(self) -> Settings:
+        """Those of the incarnation that follows on this one: at the same addresses, from the last checkpoint if any."""
+        saved = self.talk.checkpoint or self.talk.trained.get("checkpoint", "")
+        resume = self.settings.resume or bool(saved)
+        return dataclasses.replace(self.settings, listen=self.bound, http=self.web.address, resume=resume)
 
     # --- the run, as its trainer sees it ------------------------------------------------------------------------
 
@@ -170,6 +186,9 @@ class Daemon:
     def _phase(self, phase: pb.Phase.ValueType) -> None:
         self.talk.tell(self.membership, phase)
         self._do(self.membership.tick(time.monotonic()))
+
+    def _paused(self, round: int, lacks_model: bool) -> None:
+        self._do(self.membership.paused(round, time.monotonic(), lacks_model=lacks_model))
 
     def _tell_totals(self) -> None:
         gradients = self.membership.roster.gradients()
@@ -198,17 +217,24 @@ class Daemon:
                 self._on_view(view, model_from)
             case Dropped(reason):
                 log.info("no view yet: %s", reason)
-            case Stop(reason):
-                self.process.fail(3, reason)
+            case Pause():
+                self.talk.pause()
             case Refused(reason):
                 self.process.fail(2, reason)
 
     def _on_view(self, view: pb.View, model_from: str) -> None:
-        if self.settings.resume:
+        if self.settings.resume and not self.settings.fixed_view:
             model_from = ""  # its own model holds gradients that are in no other
         log.info("%s", status.of_view(view, model_from))
         self._tell_totals()  # before it trains: the run may have all its gradients already
         self.talk.install(view, model_from)
+
+    def _plan_detours(self) -> None:
+        view, me = self.membership.view, self.me.node_id
+        cut = (
+            () if view is None else (edge.b if edge.a == me else edge.a for edge in view.cut if me in (edge.a, edge.b))
+        )
+        self.bridge.detours.plan(cut, self.membership.relays.to)
 
     # --- ticks and status ---------------------------------------------------------------------------------------
 
@@ -220,6 +246,7 @@ class Daemon:
             self.talk.tell(self.membership)
             self._do(self.membership.tick(now))
             self._tell_totals()
+            self._plan_detours()
             if self.talk.ready is not None and (why := self.seeking.step(now)):
                 self.process.fail(2, why)
             if self.membership.done(now):

@@ -13,7 +13,7 @@
     │   ├── BadVector           length, dtype, or a value that is not finite
     │   └── BadFrame            a frame that breaks the protocol, or a checksum that does not fit
     ├── Diverged                the loss is no longer finite; exit code 4
-    ├── MemberLost              a synchronous run cannot go on without the member named; exit code 3
+    ├── MemberLost              a run that cannot go on with other members has lost or got one; exit code 3
     └── Deadlock                every task waits and no timer is set (virtual time only)
 
 Any other exception is our own fault and shows its traceback (exit code 1). A message names what was expected,
@@ -80,7 +80,7 @@ class Diverged(ShoalError):
 
 
 class MemberLost(ShoalError):
-    """A member of a synchronous run is gone; the message names it and where the checkpoint is."""
+    """The members have changed, and the run cannot go on with others than it began with; the message says why."""
 
     exit_code = 3
 

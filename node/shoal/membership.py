@@ -12,6 +12,7 @@ from typing import Any
 from shoal.agreement import WORDS_LIMIT, Agreement
 from shoal.errors import BadFrame, Mismatch
 from shoal.messages import PeerId
+from shoal.relays import Relays
 from shoal.roster import PHASE_WORDS, Action, Gone, Installed, Joined, Member, Roster, Send, State
 from shoal.v1.node_pb2 import (
     PHASE_AVERAGED,
@@ -33,6 +34,8 @@ SMOOTHING = 0.125
 SENT_LIMIT = 64
 """Heartbeats whose time of sending is kept; an answer to an older one says nothing new."""
 MEMBERS_LIMIT = 10_000
+ID_LIMIT = 64
+"""Characters of a view's id."""
 
 
 class Membership:
@@ -47,16 +50,24 @@ class Membership:
         min_nodes: int,
         synchronous: bool,
         rng: random.Random,
+        replicas: bool = False,
+        on_partition: str = "continue",
         settle_s: float = 1.0,
     ) -> None:
-        """`settle_s`: how long a start waits for nodes that are not ready, or for anybody, once `min_nodes` are."""
+        """`replicas`: all members hold the same model. `on_partition`: whether the smaller side of a split run goes on,
+        "continue" or "pause". `settle_s`: how long a start waits for nodes that are not ready, or for anybody, once
+        `min_nodes` are."""
         self.roster = Roster(me, suspect_after_s)
-        self.views = Views(self.roster, min_nodes=min_nodes, synchronous=synchronous, settle_s=settle_s)
-        self.agreement = Agreement(self.roster, self.views, rng)
+        self.views = Views(
+            self.roster, min_nodes=min_nodes, synchronous=synchronous, on_partition=on_partition, settle_s=settle_s
+        )
+        self.agreement = Agreement(self.roster, self.views, rng, replicas=replicas)
+        self.relays = Relays(self.roster, self.views)
         self.heartbeat_s, self.rng = heartbeat_s, rng
         self._sent_at: dict[int, float] = {}  # heartbeat number -> when
         self._beat_at: float | None = None  # None: at the next tick
         self._ticked_at: float | None = None
+        self._unheard: list[PeerId] = []  # as the others were told
 
     # --- what happens -------------------------------------------------------------------------------------------
 
@@ -79,7 +90,7 @@ class Membership:
                 raise Mismatch(f"{_named(identity)} came, but {MEMBERS_LIMIT} members are the most")
             known = self.roster.members[identity.node_id] = Member(identity, samples, now)
         known.heard_at, known.samples, known.left, known.finished = now, samples, "", False
-        return actions + self._after(now)
+        return self._after(now, actions)
 
     def link_up(self, peer: PeerId, now: float, incarnation: int | None = None) -> list[Action]:
         """The control stream to a member stands. With an `incarnation` that is not the newest met: no effect."""
@@ -87,15 +98,17 @@ class Membership:
         if member is None:
             return []
         member.linked, member.link_words, member.heard_at, member.last_number = True, "", now, 0
+        member.changed_at = now
         beat = self._next_beat(now)
         shown = [] if member.coordinates else self.agreement.show(peer)
-        return [self._beat(member, beat, now), *shown, *self._after(now)]
+        return self._after(now, [self._beat(member, beat, now), *shown])
 
     def link_down(self, peer: PeerId, reason: str, now: float, incarnation: int | None = None) -> list[Action]:
         """The stream broke, or could not be built up; `reason` in the words of the transport."""
         member = self._member(peer, incarnation)
         if member is None:
             return []
+        member.changed_at = now if member.linked else member.changed_at
         member.linked, member.link_words = False, reason
         member.acknowledged, member.acknowledged_at = 0, float("-inf")
         return self._after(now)
@@ -105,23 +118,39 @@ class Membership:
         member = self._member(peer, incarnation)
         if member is None or member.left:
             return []
-        actions: list[Action] = []
         kind = control.WhichOneof("control")
         if ROLE_COORDINATOR in (member.identity.role, self.roster.me.role) and kind not in ("heartbeat", "leave"):
             raise BadFrame(f"{kind} from {peer} about a view, of which a coordinator is no member")
+        actions: list[Action] = []
         match kind:
             case "heartbeat":
                 actions = self._on_heartbeat(member, control.heartbeat, now)
-            case "propose":
-                actions = self.agreement.proposed(control.propose.view, peer, now)
-            case "answer":
-                actions = self.agreement.answered(control.answer, peer, now)
-            case "install":
-                actions = self.agreement.given(control.install, peer)
             case "leave":
-                self._on_leave(member, control.leave)
+                self._on_leave(member, control.leave, now)
+            case "relayed" if control.relayed.target != self.roster.me.node_id:
+                actions = self.relays.pass_on(control.relayed, peer)
+            case "relayed":
+                actions = self._about_views(control.relayed.control, control.relayed.origin, now)
+            case _:
+                actions = self._about_views(control, peer, now)
         member.heard_at = now
-        return actions + self._after(now, actions)
+        return self._after(now, actions)
+
+    def paused(self, round: int, now: float, *, lacks_model: bool = False) -> list[Action]:
+        """The trainer has stopped, as `Pause` asked, in that round; `lacks_model`: it still waits for another's."""
+        actions = self.agreement.paused(round, lacks_model=lacks_model)
+        return self._after(now, actions)
+
+    def _about_views(self, control: Control, peer: PeerId, now: float) -> list[Action]:
+        match control.WhichOneof("control"):
+            case "propose":
+                return self.agreement.proposed(control.propose.view, peer, now)
+            case "answer":
+                return self.agreement.answered(control.answer, peer, now)
+            case "install":
+                return self.agreement.given(control.install, peer)
+            case other:
+                raise BadFrame(f"{other or 'nothing'} from {peer} where a proposal, an answer or a view was expected")
 
     def mine(
         self,
@@ -216,8 +245,8 @@ class Membership:
         return None if other else member
 
     def _after(self, now: float, before: list[Action] | None = None) -> list[Action]:
-        """What follows from an event: who joined, who is gone, what that means for the view."""
-        actions: list[Action] = []
+        """`before` and what follows from an event: who joined, who is gone, what that means for the view."""
+        actions = list(before or ())
         for _, member in sorted(self.roster.members.items()):
             state, reason = member.judge(now, self.roster.suspect_after_s)
             if state is State.GONE:
@@ -228,9 +257,12 @@ class Membership:
                 member.joined = True
                 actions.append(Joined(member.id, member.identity.incarnation))
         actions += self.agreement.step(now)
-        if any(isinstance(a, Installed) for a in (*actions, *(before or ()))):
+        unheard = self.views.succession.unheard(now)
+        if unheard != self._unheard:
+            self._unheard, self._beat_at = unheard, None
+        if any(isinstance(a, Installed) for a in actions):
             self._beat_at = None  # the others want to know at once
-        return actions
+        return self.relays.routed(actions)
 
     def _gone(self, member: Member, reason: str) -> list[Action]:
         if member.state is not State.GONE:  # the first reason stays
@@ -241,6 +273,10 @@ class Membership:
         return [Gone(member.id, member.identity.incarnation, member.reason, member.finished)]
 
     def _on_heartbeat(self, member: Member, beat: Heartbeat, now: float) -> list[Action]:
+        if len(beat.view) > ID_LIMIT or len(beat.unheard) > MEMBERS_LIMIT:
+            raise BadFrame(
+                f"heartbeat from {member.id} names {len(beat.unheard)} members, or a view of no right length"
+            )
         if beat.phase not in PHASE_WORDS:
             raise BadFrame(f"heartbeat from {member.id} has the phase {beat.phase}, known: 0 to {max(PHASE_WORDS)}")
         if not 0 <= beat.held_s < math.inf:
@@ -258,7 +294,8 @@ class Membership:
         # Whether a link works both ways is to be known at once; later ones are answered by the next beat.
         return [self._beat(member, 0, now)] if first else []
 
-    def _on_leave(self, member: Member, leave: Leave) -> None:
+    def _on_leave(self, member: Member, leave: Leave, now: float) -> None:
+        member.changed_at = now
         member.left = leave.reason[:WORDS_LIMIT] or ("finished" if leave.finished else "no reason given")
         member.finished = leave.finished
 
@@ -279,6 +316,9 @@ class Membership:
         beat = Heartbeat()
         beat.CopyFrom(self.roster.mine)
         beat.phase, beat.number, beat.answers = self.phase, number, member.last_number
+        beat.unheard[:] = self._unheard
+        if self.view is not None and not self.views.succession.fallen:
+            beat.view, beat.view_number = self.view.id, self.view.number
         if member.last_number:
             beat.held_s = max(0.0, now - member.last_at)
         return Send(member.id, Control(heartbeat=beat))

@@ -16,6 +16,9 @@ from shoal.settings import Settings
 
 log = logging.getLogger("shoal")
 
+AGAIN = -1
+"""The exit code of a life that another one follows (`lives.py`); no process ends with it."""
+
 
 class Process:
     """Made on the event loop. `ended` gets the exit code and why, from whoever is first to say."""

@@ -82,10 +82,8 @@ class Dropped:
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Stop:
-    """A synchronous run has lost the member that the reason names. The others have been told."""
-
-    reason: str
+class Pause:
+    """The view that holds here has fallen: stop in it, and tell `Membership.paused` in which round."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -95,7 +93,7 @@ class Refused:
     reason: str
 
 
-Action = Send | Joined | Gone | Installed | Dropped | Stop | Refused
+Action = Send | Joined | Gone | Installed | Dropped | Pause | Refused
 
 
 # --- the table --------------------------------------------------------------------------------------------------
@@ -109,6 +107,7 @@ class Member:
     samples: int
     heard_at: float  # seconds, of the last sign of life
     linked: bool = False
+    changed_at: float = -math.inf  # when the link came up or broke
     link_words: str = "no link yet"
     left: str = ""  # its words when it took its leave
     finished: bool = False  # it left in order

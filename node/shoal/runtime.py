@@ -21,9 +21,10 @@ from shoal.coordinated import Behind, Coordinated
 from shoal.counting import Counting
 from shoal.delta import Between, Delta
 from shoal.element_codecs import pair_codecs
+from shoal.errors import MemberLost, TopologyError
 from shoal.exchange import Settlement
 from shoal.handover import Handover, Model
-from shoal.learner import Counts, Learner
+from shoal.learner import Counts, Gradient, Learner
 from shoal.messages import AVERAGES, Kind, Message, PeerId
 from shoal.mixer import Mixer, noise
 from shoal.mixing import Mixing, mixing
@@ -34,7 +35,7 @@ from shoal.rounds import Rounds
 from shoal.settings import Settings
 from shoal.settling import Outcome
 from shoal.stopwatch import Begun, Stopwatch
-from shoal.topology import graph
+from shoal.topology import Graph, graph, what_is_left
 
 T = TypeVar("T")
 
@@ -48,6 +49,8 @@ class View:
     samples: tuple[int, ...]  # training samples, member for member
     round: int = 0
     same_round: bool = True
+    parent: str = ""  # id of the view before; none: it is the first
+    cut: tuple[tuple[PeerId, PeerId], ...] = ()  # members that do not reach each other, the lower id first
 
 
 class Host(Protocol):
@@ -151,6 +154,8 @@ class Runtime:
         self._graph_neighbours: list[PeerId] = []
         self._reachable: list[PeerId] | None = None  # the neighbours that are up; None: to be found again
         self._beside: set[asyncio.Task[Any]] = set()  # what the algorithm has begun
+        self.lacks_model = False  # it waits for another's
+        self._taken: asyncio.Future[Gradient] | None = None  # a gradient that is not counted yet
 
     @property
     def settlement(self) -> Settlement:
@@ -165,8 +170,13 @@ class Runtime:
     # --- the run ------------------------------------------------------------------------------------------------
 
     def install(self, view: View) -> None:
-        """Take part in a view: its members, graph, mixing weights and first round. Raises TopologyError."""
+        """Take part in a view: its members, graph, mixing weights and first round. Raises TopologyError, and MemberLost
+        where the run cannot go on in other company."""
         s, n = self.settings, len(view.members)
+        if view.parent and s.fixed_view and self.coordinated is not None:
+            there = ", ".join(view.members)
+            what = f"the members are {there} now, and {s.algorithm} over a coordinator needs those it began with"
+            raise MemberLost(f"{what}; over peers it goes on")
         self._began = self._began or view
         if n == 1 and s.traits.votes:
             self.host.warn("this node is alone: nobody else votes, so its own signs decide")
@@ -174,12 +184,13 @@ class Runtime:
         rank = view.members.index(self.me)
         if s.weight == "samples" and not s.traits.finite_sum:  # whose sum is over samples anyway
             self.learner.weight = n * view.samples[rank] / max(1, sum(view.samples))
-        drawn = graph(s.topology, n, s.seed)
+        drawn = self._graph_of(view)
         if s.traits.mixes:
-            growth = largest_growth(self._factor, s.total_rounds(n))
-            self.mixing = mixing(drawn, weights=s.mixing, lazy=s.lazy, algorithm=s.algorithm, growth=growth)
+            self.mixing = self._mixing_on(drawn, n, later=bool(view.parent))
             self.mixer.enter({view.members[j]: w for j, w in self.mixing.row(rank).items()})
         if s.fixed_view:
+            if view.round != self.round:
+                self._forget_gradient()
             self.round = view.round
             self.kept_corrections = view.same_round
         self._budget, self._rounds = s.total_gradients(n), s.total_rounds(n)
@@ -187,6 +198,35 @@ class Runtime:
         self._reachable = None
         self.collective.enter(view.id, view.members, self._exchange(view.round))
         self._counting.enter()
+
+    def _graph_of(self, view: View) -> Graph:
+        s, n, rank = self.settings, len(view.members), {member: k for k, member in enumerate(view.members)}
+        if not view.parent:
+            return graph(s.topology, n, s.seed)
+        drawn = what_is_left(s.topology, n, s.seed, [(rank[a], rank[b]) for a, b in view.cut])
+        if drawn.spec != s.topology:
+            self.host.warn(f"{s.topology} cannot be had on what is left of {n} nodes: the graph is {drawn.spec}")
+        return drawn
+
+    def _mixing_on(self, drawn: Graph, n: int, *, later: bool) -> Mixing:
+        """In a later view W is lazy where it would not do otherwise: a run does not end because of its graph."""
+        s = self.settings
+        growth = largest_growth(self._factor, s.total_rounds(n))
+        try:
+            return mixing(drawn, weights=s.mixing, lazy=s.lazy, algorithm=s.algorithm, growth=growth)
+        except TopologyError as error:
+            if not later:
+                raise
+            self.host.warn(f"{error}; in this view W is lazy, with Metropolis weights")
+            return mixing(drawn, lazy="always", algorithm=s.algorithm, growth=growth)
+
+    def pause(self) -> int:
+        """The view has fallen, and the algorithm was cancelled: take no more part in it. Returns the round that is to
+        come; the gradient that was taken for it is kept."""
+        for task in self._beside:
+            task.cancel()
+        self._handover.end()
+        return self.round
 
     def peers_in_view(self) -> Sequence[PeerId]:
         """The neighbours by the graph, reachable or not."""
@@ -239,13 +279,15 @@ class Runtime:
         return mean, Counts(right=right, total=round(summed[1]), loss_sum=summed[2])
 
     async def fetch_model(self, peer: PeerId) -> None:
-        """Take the model of `peer`, or of another member, as a latecomer does before its first step. Where the round
-        is shared, go on at the one that it belongs to."""
+        """Take the model of `peer`, or of another member, as a latecomer does before its first step. Where the round is
+        shared and no view says which it is, go on at the one that it belongs to."""
+        self.lacks_model = True
         model = await self._handover.fetch(peer)
-        self._joined = True
+        self.lacks_model, self._joined = False, True
+        self._forget_gradient()
         for mine, part in zip(self._shared(), model.parts, strict=False):
             mine.copy_(part[: mine.numel()])
-        if self.settings.synchronous:
+        if self.settings.synchronous and not self.settings.fixed_view:
             self.round = model.round
 
     def _shared(self) -> list[Tensor]:
@@ -366,6 +408,7 @@ class Runtime:
         """One gradient has been applied, or the answer of a round that was missed."""
         self.gradients += not self.took_over
         self.took_over = False
+        self._forget_gradient()
         self.steps += 1
         self.stopwatch.steps += 1
         if self.settings.synchronous:
@@ -373,19 +416,33 @@ class Runtime:
         self.host.counted()
 
     async def gradient(self, x: Tensor) -> Tensor:
-        """(d,): the next minibatch's gradient at x as it is now; it holds until the next one is asked for."""
-        pulled: Tensor | None = None
+        """(d,): the next minibatch's gradient at x as it is now; it holds until the next one is asked for. One that was
+        taken in a round that has to be done again, with x as it was, is given again."""
         with self.stopwatch.at("compute"):
-            if x is self.x and not self.host.computes():
-                self.learner.pull(self.state)
-            else:
-                pulled = torch.cat((x, self._buffers))
-            result = await self.host.compute(lambda: self.learner.gradient(pulled, out=self._g))
+            if not self.settings.fixed_view:
+                result = await self._gradient(x)
+                return result.g
+            if self._taken is None:
+                self._taken = asyncio.ensure_future(self._gradient(x))
+                self._taken.add_done_callback(_looked_at)
+            result = await asyncio.shield(self._taken)
+        return result.g
+
+    async def _gradient(self, x: Tensor) -> Gradient:
+        pulled: Tensor | None = None
+        if x is self.x and not self.host.computes():
+            self.learner.pull(self.state)
+        else:
+            pulled = torch.cat((x, self._buffers))
+        result = await self.host.compute(lambda: self.learner.gradient(pulled, out=self._g))
         if result.buffers is not None:
             self._buffers.add_(result.buffers)
         self.loss = result.loss if self.loss != self.loss else 0.95 * self.loss + 0.05 * result.loss
         self.last_loss = result.loss
-        return result.g
+        return result
+
+    def _forget_gradient(self) -> None:
+        self._taken = None
 
     async def full_gradient(self, x: Tensor) -> Tensor:
         """(d,): the mean over all own samples. Its loss is the worker's from here on."""
@@ -543,3 +600,9 @@ class Runtime:
         delta.add_to(self.state, as_sent=as_sent)
         if self.settings.corrected:  # also what is settled after a resume, before the algorithm begins
             delta.add_to(self.moved)
+
+
+def _looked_at(taken: "asyncio.Future[Gradient]") -> None:
+    """An error of a gradient that nobody waits for any more is nobody's."""
+    if not taken.cancelled():
+        taken.exception()

@@ -15,7 +15,7 @@ from typing import Any
 from shoal.errors import SettingsError
 from shoal.fields import checked, matches, parse_address, parse_rate, parse_shard, setting
 
-PROTOCOL_VERSION = 3
+PROTOCOL_VERSION = 4
 """Raised when a node could no longer talk to an older one; Hello refuses another number."""
 
 USUAL = {"lr": 0.1, "momentum": 0.0, "precision": "f32", "hash_every": 100}
@@ -314,6 +314,13 @@ class Settings:
         "node",
         low=0.05,
         high=60,
+    )
+    on_partition: str = setting(
+        "continue",
+        "What the smaller side of a split synchronous run does: continue, as a run of its own until the sides meet "
+        "again, or pause. Replicas then take the model of the larger side.",
+        "node",
+        choices=("continue", "pause"),
     )
     suspect_after_s: float = setting(
         5.0, "Seconds of silence after which a member counts as gone.", "node", low=0.5, high=3600

@@ -20,7 +20,7 @@ from torch import Tensor
 from shoal import virtual_time
 from shoal.data.loading import load_task, local_data
 from shoal.data.task import Data, Place, Task
-from shoal.errors import Diverged, MemberLost, PeerError, SettingsError
+from shoal.errors import Diverged, MemberLost, PeerError, SettingsError, TopologyError
 from shoal.learner import Learner, initial_state
 from shoal.messages import AVERAGES, Message, PeerId
 from shoal.runtime import Runtime, View
@@ -244,7 +244,9 @@ class World:
         self._by_name = dict(zip(self.names, self.runtimes, strict=True))
         self.coordinator: Coordinator | None = None
         self._make_coordinator = coordinator
-        self._tasks: list[asyncio.Task[None]] = []
+        self._tasks: dict[int, asyncio.Task[None]] = {}
+        self._finished = [float("nan")] * len(learners)
+        self._views = 0  # after the first
 
     # --- links --------------------------------------------------------------------------------------------------
 
@@ -347,23 +349,57 @@ class World:
             self._loop.call_later(self.settings.suspect_after_s, self.coordinator.left, name)
         self._note("x", name)
         if self.settings.fixed_view:
-            for task, alive in zip(self._tasks, self.alive, strict=True):
-                if alive:
-                    task.cancel()
-            self._lost = name
+            self._loop.call_later(self.settings.suspect_after_s, self._form_again)
+
+    def _form_again(self) -> None:
+        """The members that are left have agreed on a view, all at this moment: as `agreement.py` has them do."""
+        living = [i for i, alive in enumerate(self.alive) if alive]
+        if not any(not self._tasks[i].done() for i in living):
+            return
+        for i in living:
+            self._tasks[i].cancel()
+        rounds = {i: self.runtimes[i].pause() for i in living}
+        furthest = max(rounds.values())
+        source = self.names[next(i for i in living if rounds[i] == furthest)]
+        members = tuple(self.names[i] for i in living)
+        samples = tuple(self.runtimes[i].learner.samples for i in living)
+        self._views += 1
+        view = View(f"simulated {self._views}", members, samples, furthest, same_round=False, parent="simulated")
+        try:
+            for i in living:
+                self.runtimes[i].install(view)
+        except (MemberLost, TopologyError) as error:
+            self._end(error)
+            return
+        for i in living:
+            self._start(i, source if self.settings.traits.replicas and rounds[i] < furthest else "")
+        for i in living:
+            for peer in self.runtimes[i].peers_in_view():
+                if peer not in self.runtimes[i].neighbours and self.link(self.names[i], peer).up:
+                    self.runtimes[i].up(peer)
+
+    def _start(self, worker: int, model_from: PeerId = "") -> None:
+        """Its part of the run, first with the model of another if one is named."""
+
+        async def work() -> None:
+            if model_from:
+                await self.runtimes[worker].fetch_model(model_from)
+            await self.runtimes[worker].run()
+            self._finished[worker] = self._loop.time()
+
+        task = self._tasks[worker] = self._loop.create_task(work(), name=self.names[worker])
+        task.add_done_callback(self._on_end)
 
     # --- the run ------------------------------------------------------------------------------------------------
 
     async def run(self) -> Result:
-        """Start all workers at t = 0 and run to the end. Raises MemberLost when a synchronous run loses one."""
+        """Start all workers at t = 0 and run to the end."""
         loop = self._loop = asyncio.get_running_loop()
         if self._make_coordinator is not None:
             self.coordinator = self._make_coordinator(COORDINATOR, self._carry_answer, self.now)
-        self._lost = ""
         self._error: BaseException | None = None
         samples = tuple(r.learner.samples for r in self.runtimes)
         view = View("simulated", tuple(self.names), samples)
-        finished = [float("nan")] * len(self.names)
         for runtime in self.runtimes:
             runtime.install(view)
         for runtime in self.runtimes:
@@ -372,27 +408,20 @@ class World:
             if self.coordinator is not None:
                 self._tell(runtime.me, COORDINATOR, True)
 
-        async def one(index: int) -> None:
-            await self.runtimes[index].run()
-            finished[index] = loop.time()
-
         self._measure()
-        self._tasks = [loop.create_task(one(i), name=name) for i, name in enumerate(self.names)]
+        for worker in range(len(self.names)):
+            self._start(worker)
         for cut in self.scenario.cuts:
             loop.call_at(cut.at_s, self.cut, self.names[cut.a], self.names[cut.b], cut.for_s)
         for crash in self.scenario.crashes:
             loop.call_at(crash.at_s, self._die, crash.worker)
-        for task in self._tasks:
-            task.add_done_callback(self._on_end)
-        await asyncio.gather(*self._tasks, return_exceptions=True)
-        if self._lost:
-            what = f"{self._lost} died at t={loop.time():.3f} s"
-            raise MemberLost(f"{what}; {self.settings.algorithm} cannot go on without it")
+        while at_work := [task for task in self._tasks.values() if not task.done()]:  # others, after a death
+            await asyncio.wait(at_work)
         if self._error is not None:
             raise self._error
         await self._settle()
         self._measure()
-        return self._result(finished)
+        return self._result(self._finished)
 
     def _on_end(self, task: "asyncio.Task[None]") -> None:
         if not task.cancelled() and (error := task.exception()) is not None:
@@ -402,7 +431,7 @@ class World:
         """The first error of any worker ends the run of all."""
         if self._error is None:
             self._error = error
-            for task in self._tasks:
+            for task in self._tasks.values():
                 task.cancel()
 
     async def _settle(self) -> None:

@@ -125,7 +125,8 @@ def of_view(view: pb.View, model_from: str) -> str:
         what = f"joining the training with the model of {model_from}"
     else:
         what = "training goes on" if view.parent else "training begins"
-    return f"view {view.number} of {len(members)} members: {what} ({', '.join(members)})"
+    cut = "".join(f"; no link between {edge.a} and {edge.b}" for edge in view.cut)
+    return f"view {view.number} of {len(members)} members: {what} ({', '.join(members)}{cut})"
 
 
 def goodbye(code: int, reason: str, checkpoint: str, earlier: str, *, had_view: bool) -> str:

@@ -16,7 +16,7 @@ from shoal.errors import PeerError
 from shoal.link import Packet
 from shoal.membership import Membership
 from shoal.metrics import Metrics
-from shoal.process import Process
+from shoal.process import AGAIN, Process
 from shoal.v1 import node_pb2 as pb
 
 log = logging.getLogger("shoal")
@@ -29,7 +29,8 @@ class Talk:
     """With one trainer, from its first word to its last.
 
     `task` is the task's name. `joined()` is awaited once it is loaded with its data, before the trainer's next word
-    is heard; `phase(phase)` is told how far the run has come. A trainer that fails or dies ends `process`.
+    is heard; `phase(phase)` is told how far the run has come, `paused(round, lacks_model)` where it has stopped. A
+    trainer that fails or dies ends `process`; after one that dies at work another life may follow.
     """
 
     def __init__(
@@ -42,6 +43,7 @@ class Talk:
         *,
         joined: Callable[[], Awaitable[None]],
         phase: Callable[[pb.Phase.ValueType], None],
+        paused: Callable[[int, bool], None],
     ) -> None:
         self.ready: dict[str, Any] | None = None  # of the task and its data, once they are loaded
         self.trained: dict[str, Any] = {}  # what it said last about itself
@@ -49,13 +51,15 @@ class Talk:
         self.checkpoint = ""  # path of the one that it wrote at its end
         self._task, self._child, self._bridge = task, child, bridge
         self._metrics, self._process = metrics, process
-        self._joined, self._phase = joined, phase
+        self._joined, self._phase, self._paused = joined, phase, paused
         self._totals: Mapping[str, int] = {}
+        self._view = ""  # id of the view that it was told of last
 
     # --- what the trainer hears ---------------------------------------------------------------------------------
 
     def install(self, view: pb.View, model_from: str) -> None:
         """Take part in `view`, first with the model of another if one is named."""
+        self._view = view.id
         self._child.channel.send(
             "view",
             id=view.id,
@@ -64,8 +68,14 @@ class Talk:
             samples=list(view.samples),
             round=view.round,
             same_round=view.same_round,
+            parent=view.parent,
+            cut=[[edge.a, edge.b] for edge in view.cut],
             model_from=model_from,
         )
+
+    def pause(self) -> None:
+        """Stop in the view that holds; it answers at once."""
+        self._child.channel.send("pause")
 
     def tell_totals(self, others: Mapping[str, int]) -> None:
         """The gradients of every other node ever met, where that is news."""
@@ -109,7 +119,11 @@ class Talk:
             code = await self._child.process.wait()
             how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
             what = f"the trainer process {how} and said nothing; if memory ran out, the kernel's log says so"
-            self._process.fail(1, what)
+            if self.ready is None:
+                self._process.fail(1, what)
+            else:
+                log.error("%s", what)
+                self._process.end(AGAIN, what)
 
     def _on_packet(self, packet: Packet) -> None:
         fields = packet.fields
@@ -123,6 +137,8 @@ class Talk:
                 self._metrics.from_status(fields)
             case "ready":
                 self._on_ready(fields)
+            case "finished" if fields["view"] not in ("", self._view):
+                pass  # that view has fallen
             case "finished":
                 log.info("own part is done after %d gradients; serving until all are", self.trained["gradients"])
                 self._phase(pb.PHASE_FINISHED)
@@ -131,6 +147,8 @@ class Talk:
                 accuracy = "" if fields["accuracy"] is None else f", held-out accuracy {fields['accuracy']:.4f}"
                 log.info("mean model of all members: loss %.4f%s; %s", fields["loss"], accuracy, fields["path"])
                 self._phase(pb.PHASE_AVERAGED)
+            case "paused":
+                self._paused(fields["round"], fields["lacks_model"])
             case "event":
                 log.log(logging.getLevelNamesMapping()[fields["level"].upper()], "%s", fields["text"])
             case "refused":

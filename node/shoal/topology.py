@@ -8,7 +8,7 @@ import functools
 import itertools
 import math
 import random
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -56,6 +56,25 @@ def graph(spec: str, n: int, seed: int = 0) -> Graph:
     if spec.startswith("file:"):
         return _read(spec, n)
     return _drawn(spec, n, seed)
+
+
+def what_is_left(spec: str, n: int, seed: int, cut: Collection[Edge]) -> Graph:
+    """The graph of a view that follows another: on other nodes than the first, and without the edges in `cut`.
+
+    Where `spec` names none on n nodes it is a ring; where the cuts tear it apart it is all that is left of the complete
+    graph. Raises TopologyError if that is not connected either.
+    """
+    try:
+        whole = graph(spec, n, seed)
+    except TopologyError:
+        whole = graph("ring", n)
+    if not cut:
+        return whole
+    try:
+        return _graph(whole.spec, n, [edge for edge in whole.edges() if edge not in cut])
+    except TopologyError:
+        left = [edge for edge in itertools.combinations(range(n), 2) if edge not in cut]
+        return _graph("complete", n, left)
 
 
 @functools.lru_cache(maxsize=8)  # a simulation asks once for each of its nodes

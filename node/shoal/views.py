@@ -1,13 +1,17 @@
 """Which view should hold, by what one node knows: the numbered member list of a run, and later of its end. Pure.
 
 A view is wanted when a run can start, when an asynchronous run has a newcomer, when all have finished, and when a
-member is lost while the mean is formed. The deciders here return (members or None, reason); `agreement` acts on them.
+member is lost while the mean is formed. What follows a view of a synchronous run, `succession` says. The deciders here
+return (members or None, reason); `agreement` acts on them.
 """
+
+from collections.abc import Iterable, Mapping
 
 from shoal.errors import BadFrame
 from shoal.messages import PeerId
 from shoal.roster import Member, Roster, State
 from shoal.settings import fingerprint
+from shoal.succession import Pair, Succession
 from shoal.v1.node_pb2 import (
     PHASE_AVERAGED,
     PHASE_FINISHED,
@@ -15,23 +19,26 @@ from shoal.v1.node_pb2 import (
     PHASE_RUNNING,
     PURPOSE_FINISH,
     PURPOSE_TRAIN,
+    Edge,
     Identity,
     Phase,
     Purpose,
     View,
+    ViewAnswer,
 )
 
 PATIENCE_S = 3.0
 """How long the others leave a newcomer to the lowest id, which may not hear it."""
-LOST = "lost "
-"""How the reason of a node begins that leaves because another is lost; those who hear it name the same one."""
 
 
 class Views:
     """The view that holds here, and the one that should."""
 
-    def __init__(self, roster: Roster, *, min_nodes: int, synchronous: bool, settle_s: float) -> None:
+    def __init__(
+        self, roster: Roster, *, min_nodes: int, synchronous: bool, on_partition: str, settle_s: float
+    ) -> None:
         self.roster = roster
+        self.succession = Succession(roster, on_partition=on_partition)
         self.min_nodes, self.synchronous, self.settle_s = min_nodes, synchronous, settle_s
         self.view: View | None = None
         self.open = False  # a proposal is made or accepted, and not settled
@@ -44,6 +51,9 @@ class Views:
         self.view, self._since = view, None
         if self.roster.mine.phase == PHASE_AVERAGED:
             self.roster.mine.phase = PHASE_FINISHED
+        if self.synchronous and view.purpose == PURPOSE_TRAIN and self.roster.mine.phase > PHASE_RUNNING:
+            self.roster.mine.phase = PHASE_RUNNING  # until its trainer says again that it is done
+        self.succession.install(view)
         self._members = frozenset((m.node_id, m.incarnation) for m in view.members)
         self._first_beat = self.roster.number + 1
 
@@ -78,21 +88,11 @@ class Views:
 
     def behind(self) -> list[Member]:
         """Linked members that act as if they did not know the view."""
-        late = (m for m in self.roster.live() if m.linked)
+        late = [m for m in self.roster.live() if m.linked]
+        if self.synchronous and self.view is not None:
+            number, mine = self.view.number, self.view.id
+            return [m for m in late if self._has(m) and m.beat.view != mine and m.beat.view_number <= number]
         return [m for m in late if m.phase <= PHASE_READY or (self.finishing and m.phase == PHASE_FINISHED)]
-
-    def lost(self) -> str:
-        """Which member a synchronous run has lost, and how; empty when none."""
-        if not self.synchronous or self.view is None or self.finishing:
-            return ""
-        for identity in self.view.members:
-            member = self.roster.find(identity)
-            if member is None and not self.roster.is_me(identity):
-                return f"{LOST}{identity.node_id}: it started again"
-            if member is not None and member.state is State.GONE:
-                named = member.left.startswith(LOST)
-                return member.left if named else f"{LOST}{member.id}: {member.reason}"
-        return ""
 
     # --- which view is wanted -----------------------------------------------------------------------------------
 
@@ -140,34 +140,47 @@ class Views:
                 return None, "the finish view stands"
             if self.done(now):
                 return None, "everybody who is left holds the mean model"
-        if self.phase < PHASE_FINISHED:
-            return None, "this node is still training"
-        if late := [m.id for m in mates if m.phase < PHASE_FINISHED]:
-            return None, f"{late[0]} is still training"
+        if why := self.training(mates):
+            return None, why
         if cut := [m.id for m in mates if not self.roster.hears(m, now)]:
             return None, f"{cut[0]} is not linked"
         if (lowest := self._lowest(mates)) != self.roster.me.node_id:
             return None, f"{lowest} has the lowest id and proposes"
         return mates, "everybody has finished"
 
-    def judge(self, view: View, issuer: PeerId, now: float) -> tuple[bool, str]:
-        """Whether this node can agree to a view that is proposed to it, and why not."""
+    def training(self, mates: list[Member]) -> str:
+        """Who of this node and `mates` is not done with its part; empty when all are."""
+        if self.phase < PHASE_FINISHED:
+            return "this node is still training"
+        late = [m.id for m in mates if m.phase < PHASE_FINISHED]
+        return f"{late[0]} is still training" if late else ""
+
+    def judge(self, view: View, issuer: PeerId, now: float) -> tuple[str, list[PeerId]]:
+        """(why this node cannot agree to a view that is proposed to it, which members it does not reach); an empty
+        reason agrees."""
         finish = view.purpose == PURPOSE_FINISH
+        if self.synchronous and self.view is not None:
+            late = self.training([]) if finish else ""
+            return (late, []) if late else self.succession.judge(view, now)
         if reason := self._against_finish(view) if finish else self._against_start(view):
-            return False, reason
-        if (lowest := self._lowest(self.mates() if finish else self.ready(now))) < issuer:
-            return False, f"not the lowest id here, {lowest} is"
+            return reason, []
+        if not view.parent or finish:
+            lowest = self._lowest(self.mates() if finish else self.ready(now))
+            if lowest < issuer:
+                return f"not the lowest id here, {lowest} is", []
         for identity in view.members:
             member = self.roster.find(identity)
             if not self.roster.is_me(identity) and (member is None or not self.roster.hears(member, now)):
-                return False, f"not linked with {identity.node_id}"
-        return True, ""
+                return f"not linked with {identity.node_id}", [self.roster.me.node_id]
+        return "", []
 
     def _against_start(self, view: View) -> str:
         if self.view is not None:
             return f"already in view {self.view.id}"
         if self.phase != PHASE_READY:
             return "still loading"
+        if view.parent:
+            return "" if self.synchronous else "nobody votes on newcomers of such a run"
         if len(view.members) < self.min_nodes:
             return f"it has {len(view.members)} members, this node waits for {self.min_nodes}"
         return self._running()
@@ -201,32 +214,65 @@ class Views:
 # --- a view by itself -------------------------------------------------------------------------------------------
 
 
-def draft(roster: Roster, members: list[Member], number: int, parent: str, purpose: Purpose.ValueType) -> View:
-    """The view that this node would issue, over itself and `members`; it starts where the furthest of them stands."""
-    nodes: list[tuple[Identity, int, int]] = [(m.identity, m.beat.step, m.samples) for m in members]
-    nodes.append((roster.me, roster.mine.step, roster.samples))
-    nodes.sort(key=lambda node: node[0].node_id)
-    steps = [step for _, step, _ in nodes]
+Entry = tuple[Identity, int, int]
+"""A member to be: who, its training samples, the round at which it stands."""
+
+
+def entry(member: Member) -> Entry:
+    """By its own word."""
+    return member.identity, member.samples, member.beat.step
+
+
+def draft(
+    roster: Roster, others: Iterable[Entry], number: int, parent: str, purpose: Purpose.ValueType, cut: Iterable[Pair]
+) -> View:
+    """The view that this node would issue, over itself and `others`; it starts where the furthest of them stands."""
+    me = roster.me, roster.samples, roster.mine.step
+    nodes = sorted((me, *others), key=lambda node: node[0].node_id)
+    steps = [step for _, _, step in nodes]
     view = View(
         number=number,
         issuer=roster.me.node_id,
         issuer_incarnation=roster.me.incarnation,
         parent=parent,
         members=[identity for identity, _, _ in nodes],
-        samples=[samples for _, _, samples in nodes],
+        samples=[samples for _, samples, _ in nodes],
         purpose=purpose,
         round=max(steps),
         same_round=len(set(steps)) == 1,
+        cut=[Edge(a=a, b=b) for a, b in cut],
     )
     view.id = view_id(view)
     return view
 
 
+def settle(view: View, answers: Mapping[PeerId, ViewAnswer], *, replicas: bool) -> None:
+    """Writes into a successor where it starts and whose model counts, by where its members stand.
+
+    Replicas must be equal: the round and the model are those of the largest group that shares a view and a round, and
+    the others take them. Otherwise all keep their models, and go on in the round of the furthest; only who held no
+    view takes a model. Where nobody has one that counts more than his own, all go on with what they have.
+    """
+    standing: dict[tuple[int, int, str], list[PeerId]] = {}
+    for node in sorted(answers):
+        answer = answers[node]
+        if answer.held:
+            place = (answer.size, answer.round, answer.held) if replicas else (0, answer.round, "")
+            standing.setdefault(place, []).append(node)
+    if not standing:
+        standing[0, max(answer.round for answer in answers.values()), ""] = sorted(answers)
+    best = max(standing)
+    keep = standing[best] if replicas else [node for nodes in standing.values() for node in nodes]
+    view.round, view.same_round, view.source = best[1], False, standing[best][0]
+    view.behind[:] = sorted(set(answers) - set(keep))
+
+
 def view_id(view: View) -> str:
-    """16 hex digits over number, issuer and its incarnation, members, parent and purpose."""
+    """16 hex digits over number, issuer and its incarnation, members, cut links, parent and purpose."""
     members = [[m.node_id, m.incarnation] for m in view.members]
     issuer = [view.issuer, view.issuer_incarnation]
     parts = {"number": view.number, "issuer": issuer, "members": members, "parent": view.parent}
+    parts["cut"] = [[edge.a, edge.b] for edge in view.cut]
     return fingerprint(parts | {"purpose": int(view.purpose)})
 
 
@@ -244,7 +290,15 @@ def check(view: View, sender: PeerId) -> None:
         f"has {len(view.samples)} counts of samples for {len(ids)} members": len(view.samples) != len(ids),
         f"has the unknown purpose {view.purpose}": view.purpose not in (PURPOSE_TRAIN, PURPOSE_FINISH),
         f"is of {view.issuer[:32]!r}, who is no member": view.issuer not in ids,
+        "has cut links that are not pairs of members, sorted": not _are_pairs(view, ids),
+        "names as source or behind who is no member": not {*view.behind, view.source or view.issuer} <= set(ids),
+        "takes its model from one who has none": view.source in view.behind,
     }
     for fault, true in faults.items():
         if true:
             raise BadFrame(f"view {view.number} from {sender} {fault}")
+
+
+def _are_pairs(view: View, ids: list[PeerId]) -> bool:
+    pairs = [(edge.a, edge.b) for edge in view.cut]
+    return pairs == sorted(set(pairs)) and all(a < b and {a, b} <= set(ids) for a, b in pairs)

@@ -7,7 +7,7 @@ import pytest
 from shoal.agreement import PROMISE_S, PROPOSAL_S
 from shoal.errors import BadFrame
 from shoal.membership import Membership
-from shoal.roster import Action, Dropped, Installed, Refused, Send
+from shoal.roster import Action, Dropped, Installed, Pause, Refused, Send
 from shoal.v1.node_pb2 import (
     PHASE_AVERAGED,
     PHASE_FINISHED,
@@ -73,7 +73,8 @@ def view(issuer: str, members: str, number: int = 1, purpose: int = PURPOSE_TRAI
 def propose(members: Membership, proposed: View, now: float) -> ViewAnswer:
     """The answer to a proposal of the view's issuer."""
     actions = members.heard(proposed.issuer, Control(propose=ViewProposal(view=proposed)), now)
-    (answer,) = [a.control.answer for a in actions if isinstance(a, Send) and a.control.HasField("answer")]
+    sent = [a.control.answer for a in actions if isinstance(a, Send) and a.control.HasField("answer")]
+    (answer,) = [answer for answer in sent if answer.id == proposed.id]
     return answer
 
 
@@ -176,7 +177,8 @@ def test_a_proposal_is_refused_with_the_reason(proposed: View, reason: str) -> N
     members = joined("c", "ab", min_nodes=3)
     if "x" in [m.node_id for m in proposed.members]:
         members.met(node("x"), 0, 0.0)
-    assert propose(members, proposed, 0.1) == ViewAnswer(id=proposed.id, reason=reason)
+    answer = propose(members, proposed, 0.1)
+    assert (answer.accepted, answer.reason, answer.number) == (False, reason, 1)
 
 
 def test_a_node_that_is_still_loading_says_so() -> None:
@@ -218,35 +220,142 @@ def test_a_finish_view_outranks_a_train_view_of_any_number() -> None:
     assert members.view == finish
 
 
-def test_a_synchronous_run_has_one_train_view_and_says_so() -> None:
-    members = joined("b", "ac", synchronous=True)
-    held, other = view("a", "ab"), view("c", "bc", number=2)
-    members.heard("a", Control(install=held), 0.1)
-    (answer,) = members.heard("c", Control(install=other), 0.2)
-    assert isinstance(answer, Send)
-    assert answer.control.answer == ViewAnswer(id=other.id, reason=f"b is already in view {held.id}")
-    assert members.view == held
-
-
-def test_who_is_told_that_a_member_is_in_another_view_stops_with_its_name() -> None:
-    members = joined("a", "b", synchronous=True)
-    members.tick(0.1)
-    accept(members, "b", 0.2)
-    assert members.view is not None
-    refusal = ViewAnswer(id=members.view.id, reason="b is already in view 77")
-    reasons = [getattr(a, "reason", "") for a in members.heard("b", Control(answer=refusal), 0.3)]
-    assert "lost b: b is already in view 77" in reasons
-
-
 def test_who_has_accepted_a_view_is_not_left_out_by_another_that_holds_elsewhere() -> None:
     members = joined("b", "acd", synchronous=True)
     assert propose(members, view("a", "ab"), 0.1).accepted
-    elsewhere = Control(install=view("c", "cd", number=2))
-    assert members.heard("c", elsewhere, 0.2) == []
+    ended = Control(install=view("c", "cd", number=2, purpose=PURPOSE_FINISH))
+    assert members.heard("c", ended, 0.2) == []
     says(members, "c", PHASE_RUNNING, 0.3)
     members.tick(0.1 + PROMISE_S)
-    (refused,) = members.heard("c", elsewhere, 0.2 + PROMISE_S)
-    assert refused == Refused("the run began without this node; its members are c, d")
+    (refused,) = members.heard("c", ended, 0.2 + PROMISE_S)
+    assert refused == Refused("the run ended without this node; its members are c, d")
+
+
+# --- successors of a view of a synchronous run --------------------------------------------------------------------
+
+
+def running(me: str, others: str) -> Membership:
+    """`me`, in a view with all of them."""
+    members = joined(me, others, synchronous=True)
+    members.heard(others[0], Control(install=view(min(me + others), "".join(sorted(me + others)))), 0.1)
+    for other in others:
+        says(members, other, PHASE_RUNNING, 0.1)
+    return members
+
+
+def successor(members: Membership, issuer: str, names: str, number: int = 2) -> View:
+    assert members.view is not None
+    return view(issuer, names, number=number, parent=members.view.id)
+
+
+def proposed(members: Membership, following: View, now: float) -> list[Action]:
+    return members.heard(following.issuer, Control(propose=ViewProposal(view=following)), now)
+
+
+def answers(actions: list[Action]) -> list[ViewAnswer]:
+    return [a.control.answer for a in actions if isinstance(a, Send) and a.control.HasField("answer")]
+
+
+def test_who_accepts_a_successor_stops_first_and_answers_with_its_round() -> None:
+    members = running("b", "acd")
+    held = members.view
+    assert held is not None
+    members.heard("d", Control(leave=Leave(reason="stopped")), 0.2)
+    actions = proposed(members, following := successor(members, "a", "abc"), 0.3)
+    assert Pause() in actions
+    assert not answers(actions), "not before the trainer has stopped"
+    (answer,) = answers(members.paused(17, 0.4))
+    assert (answer.id, answer.accepted, answer.round) == (following.id, True, 17)
+    assert (answer.held, answer.size) == (held.id, 4)
+
+
+def test_who_still_waits_for_a_model_has_none_to_stand_by() -> None:
+    members = running("b", "ac")
+    proposed(members, successor(members, "a", "abc"), 0.3)
+    (answer,) = answers(members.paused(17, 0.4, lacks_model=True))
+    assert (answer.accepted, answer.held) == (True, "")
+
+
+def test_what_a_trainer_says_of_a_view_that_is_over_counts_for_no_other() -> None:
+    members = running("b", "ac")
+    proposed(members, following := successor(members, "a", "abc"), 0.3)
+    members.heard("a", Control(install=following), 0.4)
+    assert not answers(members.paused(17, 0.5))
+
+
+def test_a_fallen_view_is_told_of_by_its_absence_and_does_not_rise_again() -> None:
+    members = running("b", "ac")
+    proposed(members, successor(members, "a", "abc"), 0.3)
+    members.paused(17, 0.4)
+    beats = [a.control.heartbeat for a in members.tick(1.0) if isinstance(a, Send) and a.control.HasField("heartbeat")]
+    assert beats
+    assert {beat.view for beat in beats} == {""}
+    assert members.view is not None
+    old = members.view
+    members.heard("a", Control(install=old), 1.1)
+    assert members.views.succession.fallen
+
+
+@pytest.mark.parametrize(
+    ("issuer", "names", "number", "reason", "unreached"),
+    [
+        ("a", "abd", 1, "view 1 holds here already", []),
+        ("a", "ab", 2, "c is alive and not in it", []),
+        ("a", "abcx", 2, "not linked with x", ["x"]),
+    ],
+)
+def test_a_successor_is_refused_with_the_reason(
+    issuer: str, names: str, number: int, reason: str, unreached: list[str]
+) -> None:
+    members = running("b", "acd")
+    members.heard("d", Control(leave=Leave(reason="stopped")), 0.2)
+    actions = proposed(members, successor(members, issuer, names, number), 0.3)
+    (answer,) = answers(actions)
+    assert (answer.accepted, answer.reason, list(answer.unreached)) == (False, reason, unreached)
+    assert Pause() not in actions
+    assert not members.views.succession.fallen
+
+
+def test_a_start_is_no_successor() -> None:
+    members = running("b", "ac")
+    (answer,) = answers(proposed(members, view("a", "abc", number=9), 0.3))
+    assert answer.reason == "in view 1 already"
+
+
+def test_an_install_that_a_later_promise_has_overtaken_is_left_alone() -> None:
+    """Whoever has said where it stands for view 3 may not go on in view 2: it would be past the round it has named."""
+    members = running("b", "ac")
+    second, third = successor(members, "a", "abc", 2), successor(members, "a", "abc", 3)
+    proposed(members, third, 0.3)
+    members.paused(17, 0.4)
+    assert installed(members.heard("a", Control(install=second), 0.5)) == []
+    assert installed(members.heard("a", Control(install=third), 0.6)) == ["abc"]
+
+
+def test_a_proposal_that_its_issuer_withdraws_binds_nobody_any_more() -> None:
+    members = running("c", "ab")
+    proposed(members, first := successor(members, "b", "abc", 2), 0.3)
+    withdrawn = Control(answer=ViewAnswer(id=first.id, reason="withdrawn"))
+    members.heard("b", withdrawn, 0.4)
+    assert Pause() in proposed(members, successor(members, "a", "abc", 3), 0.5)
+
+
+def test_a_member_that_does_not_reach_a_newcomer_bars_it_from_the_next_proposal() -> None:
+    members = running("a", "bc")
+    members.met(node("x"), 1, 0.2)
+    members.link_up("x", 0.2)
+    says(members, "x", PHASE_READY, 0.2)
+    members.tick(1.3)
+    proposal = members.agreement._proposal
+    assert proposal is not None
+    assert [m.node_id for m in proposal.view.members] == ["a", "b", "c", "x"]
+    refusal = ViewAnswer(id=proposal.view.id, reason="not linked with x", unreached=["x"], number=7)
+    members.heard("b", Control(answer=refusal), 1.4)
+    members.tick(3.0)
+    again = members.agreement._proposal
+    assert again is not None, "the view has fallen here, so another is due"
+    assert [m.node_id for m in again.view.members] == ["a", "b", "c"]
+    assert again.view.number == 8
 
 
 def test_a_peer_whose_link_comes_up_is_shown_the_view_at_once() -> None:

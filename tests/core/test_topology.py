@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from shoal.errors import TopologyError
-from shoal.topology import BY_NAME, MAX_FILE_BYTES, Graph, graph
+from shoal.topology import BY_NAME, MAX_FILE_BYTES, Graph, graph, what_is_left
 
 
 def fits(spec: str, n: int) -> bool:
@@ -251,3 +251,32 @@ def test_no_more_of_a_file_is_read_than_a_list_of_edges_can_need(tmp_path: Path)
 def test_what_cannot_be_drawn_is_refused_and_the_way_out_is_named(spec: str, n: int, complaint: str) -> None:
     with pytest.raises(TopologyError, match=complaint):
         graph(spec, n)
+
+
+# --- what is left of a graph ----------------------------------------------------------------------------------------
+
+
+def test_a_graph_without_its_cut_edges() -> None:
+    left = what_is_left("ring", 5, 0, [(0, 1)])
+    assert left.spec == "ring"
+    assert left.edges() == [(0, 4), (1, 2), (2, 3), (3, 4)]
+
+
+def test_edges_that_the_graph_does_not_have_can_be_cut_without_effect() -> None:
+    assert what_is_left("ring", 5, 0, [(0, 2)]).edges() == graph("ring", 5).edges()
+
+
+def test_where_the_cuts_tear_a_graph_apart_the_complete_one_is_taken_without_them() -> None:
+    left = what_is_left("ring", 4, 0, [(0, 1), (2, 3)])
+    assert left.spec == "complete"
+    assert left.edges() == [(0, 2), (0, 3), (1, 2), (1, 3)]
+
+
+def test_who_has_no_edge_left_at_all_is_an_error() -> None:
+    with pytest.raises(TopologyError, match="not connected"):
+        what_is_left("complete", 3, 0, [(0, 1), (0, 2)])
+
+
+@pytest.mark.parametrize("spec", ["hypercube", "torus", "random:5"])
+def test_a_graph_that_cannot_be_drawn_on_so_many_is_a_ring(spec: str) -> None:
+    assert what_is_left(spec, 5, 0, []).spec == "ring"

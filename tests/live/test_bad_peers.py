@@ -34,7 +34,7 @@ class Another(Task):
 # --- peers that do not fit --------------------------------------------------------------------------------------------
 
 NEXT_PROTOCOL = (
-    "import sys; from shoal import hello; hello.PROTOCOL_VERSION = 4; from shoal.cli import main; sys.exit(main())"
+    "import sys; from shoal import hello; hello.PROTOCOL_VERSION = 5; from shoal.cli import main; sys.exit(main())"
 )
 
 
@@ -46,7 +46,7 @@ def test_nodes_that_do_not_fit_are_refused_by_name_and_harm_nobody(tmp_path: Pat
         shoal.until_step(5, *pair)
         misfits = {
             "classes: node-1-": shoal.start("task", task=f"{tmp_path / 'another.py'}:Another"),
-            "protocol 4": shoal.start("protocol", entry=("-c", NEXT_PROTOCOL)),
+            "protocol 5": shoal.start("protocol", entry=("-c", NEXT_PROTOCOL)),
             "of shoal 'elsewhere'": shoal.start("elsewhere", shoal="elsewhere"),
             "lr: node-1-": shoal.start("run", lr=0.3),
         }

@@ -43,7 +43,7 @@ Exit codes:
 
 2  wrong input: an option, a setting, a task, data, a graph, a checkpoint, a port
 
-3  a synchronous run lost a member and cannot go on
+3  a run that cannot go on with others than it began with has lost or got a member
 
 4  the training diverged: its loss is no longer finite
 

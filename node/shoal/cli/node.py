@@ -3,7 +3,7 @@
 import asyncio
 
 from shoal.cli.options import with_settings
-from shoal.daemon import Daemon
+from shoal.lives import live
 from shoal.settings import Settings
 
 
@@ -13,4 +13,4 @@ def command(settings: Settings) -> int:
 
     Ctrl-C (or SIGTERM) stops within five seconds and says where the checkpoint is; --resume goes on from it.
     """
-    return asyncio.run(Daemon(settings).run())
+    return asyncio.run(live(settings))

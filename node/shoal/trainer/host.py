@@ -218,8 +218,13 @@ class TrainerHost:
                     self._learn(node, gradients)
             case "view":
                 members, samples = tuple(fields["members"]), tuple(fields["samples"])
-                view = View(fields["id"], members, samples, fields["round"], fields["same_round"])
+                cut = tuple((a, b) for a, b in fields["cut"])
+                view = View(
+                    fields["id"], members, samples, fields["round"], fields["same_round"], fields["parent"], cut
+                )
                 self._on_view(view, fields["purpose"], fields["model_from"])
+            case "pause":
+                self._pause()
             case other:
                 raise BadFrame(f"packet {other!r} from the daemon is unknown")
 
@@ -291,15 +296,26 @@ class TrainerHost:
 
     def _on_view(self, view: View, purpose: str, model_from: str) -> None:
         if purpose == "train":
-            self.runtime.install(view)
+            self.runtime.install(view)  # raises MemberLost, which ends this process with its exit code
             if self.runtime.mixing is not None:
                 self.channel.send("event", level="info", text=self.runtime.mixing.describe())
+            if self.settings.fixed_view:
+                self._stop_work()
             if self._work is None:
                 self._work = self._spawn(self._train(model_from), "the algorithm")
         else:
-            if self._work is not None:
-                self._work.cancel()
+            self._stop_work()
             self._work = self._spawn(self._finish(view), "the mean model")
+
+    def _stop_work(self) -> None:
+        if self._work is not None:
+            self._work.cancel()
+            self._work = None
+
+    def _pause(self) -> None:
+        """The view has fallen: nothing of it is changed any more once this returns."""
+        self._stop_work()
+        self.channel.send("paused", round=self.runtime.pause(), lacks_model=self.runtime.lacks_model)
 
     async def _train(self, model_from: str) -> None:
         if model_from:
@@ -309,7 +325,8 @@ class TrainerHost:
         await self._evaluate()
         self.history.write("event", what="finished", step=self.runtime.steps, gradients=self.runtime.gradients)
         self._report_now()
-        self.channel.send("finished")
+        view = self.runtime.view
+        self.channel.send("finished", view=view.id if view is not None and self.settings.fixed_view else "")
 
     async def _finish(self, view: View) -> None:
         mean, counts = await self.runtime.form_mean(view)
@@ -328,8 +345,7 @@ class TrainerHost:
 
     async def _stop(self) -> None:
         """Settle what is open, for a moment; then write the checkpoint, unless there is nothing worth it."""
-        if self._work is not None:
-            self._work.cancel()
+        self._stop_work()
         self.runtime.retire()
         until = self.clock() + LEAVE_WITHIN_S
         while self.clock() < until and self.runtime.settlement.unsettled(self._connections):

@@ -384,6 +384,8 @@ class Control(_message.Message):
     ANSWER_FIELD_NUMBER: _builtins.int
     INSTALL_FIELD_NUMBER: _builtins.int
     LEAVE_FIELD_NUMBER: _builtins.int
+    RELAYED_FIELD_NUMBER: _builtins.int
+    LOST_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def heartbeat(self) -> Global___Heartbeat: ...
     @_builtins.property
@@ -394,6 +396,10 @@ class Control(_message.Message):
     def install(self) -> Global___View: ...
     @_builtins.property
     def leave(self) -> Global___Leave: ...
+    @_builtins.property
+    def relayed(self) -> Global___Relayed: ...
+    @_builtins.property
+    def lost(self) -> Global___Lost: ...
     def __init__(
         self,
         *,
@@ -402,16 +408,70 @@ class Control(_message.Message):
         answer: Global___ViewAnswer | None = ...,
         install: Global___View | None = ...,
         leave: Global___Leave | None = ...,
+        relayed: Global___Relayed | None = ...,
+        lost: Global___Lost | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["answer", b"answer", "control", b"control", "heartbeat", b"heartbeat", "install", b"install", "leave", b"leave", "propose", b"propose"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["answer", b"answer", "control", b"control", "heartbeat", b"heartbeat", "install", b"install", "leave", b"leave", "lost", b"lost", "propose", b"propose", "relayed", b"relayed"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["answer", b"answer", "control", b"control", "heartbeat", b"heartbeat", "install", b"install", "leave", b"leave", "propose", b"propose"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["answer", b"answer", "control", b"control", "heartbeat", b"heartbeat", "install", b"install", "leave", b"leave", "lost", b"lost", "propose", b"propose", "relayed", b"relayed"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_control: _TypeAlias = _typing.Literal["heartbeat", "propose", "answer", "install", "leave"]  # noqa: Y015
+    _WhichOneofReturnType_control: _TypeAlias = _typing.Literal["heartbeat", "propose", "answer", "install", "leave", "relayed", "lost"]  # noqa: Y015
     _WhichOneofArgType_control: _TypeAlias = _typing.Literal["control", b"control"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_control) -> _WhichOneofReturnType_control | None: ...
 
 Global___Control: _TypeAlias = Control  # noqa: Y015
+
+@_typing.final
+class Relayed(_message.Message):
+    """Between two members whose link is cut, by way of a third that both reach."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ORIGIN_FIELD_NUMBER: _builtins.int
+    TARGET_FIELD_NUMBER: _builtins.int
+    CONTROL_FIELD_NUMBER: _builtins.int
+    origin: _builtins.str
+    """node id"""
+    target: _builtins.str
+    @_builtins.property
+    def control(self) -> Global___Control:
+        """about views; never itself relayed"""
+
+    def __init__(
+        self,
+        *,
+        origin: _builtins.str = ...,
+        target: _builtins.str = ...,
+        control: Global___Control | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["control", b"control"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["control", b"control", "origin", b"origin", "target", b"target"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Relayed: _TypeAlias = Relayed  # noqa: Y015
+
+@_typing.final
+class Lost(_message.Message):
+    """To one whose messages the sender passes on: some may be lost, as on a connection that breaks."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TARGET_FIELD_NUMBER: _builtins.int
+    target: _builtins.str
+    def __init__(
+        self,
+        *,
+        target: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["target", b"target"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Lost: _TypeAlias = Lost  # noqa: Y015
 
 @_typing.final
 class Heartbeat(_message.Message):
@@ -426,6 +486,9 @@ class Heartbeat(_message.Message):
     NUMBER_FIELD_NUMBER: _builtins.int
     ANSWERS_FIELD_NUMBER: _builtins.int
     HELD_S_FIELD_NUMBER: _builtins.int
+    VIEW_FIELD_NUMBER: _builtins.int
+    VIEW_NUMBER_FIELD_NUMBER: _builtins.int
+    UNHEARD_FIELD_NUMBER: _builtins.int
     phase: Global___Phase.ValueType
     gradients: _builtins.int
     """applied by this node"""
@@ -441,6 +504,13 @@ class Heartbeat(_message.Message):
     """number of the last heartbeat that came from the receiver"""
     held_s: _builtins.float
     """since that one came, for round-trip times"""
+    view: _builtins.str
+    """id of the view that holds at the sender; empty: none does, or it has fallen"""
+    view_number: _builtins.int
+    @_builtins.property
+    def unheard(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """members of it that the sender does not hear; mostly none"""
+
     def __init__(
         self,
         *,
@@ -453,10 +523,13 @@ class Heartbeat(_message.Message):
         number: _builtins.int = ...,
         answers: _builtins.int = ...,
         held_s: _builtins.float = ...,
+        view: _builtins.str = ...,
+        view_number: _builtins.int = ...,
+        unheard: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["answers", b"answers", "gradients", b"gradients", "held_out_right", b"held_out_right", "held_out_total", b"held_out_total", "held_s", b"held_s", "loss", b"loss", "number", b"number", "phase", b"phase", "step", b"step"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["answers", b"answers", "gradients", b"gradients", "held_out_right", b"held_out_right", "held_out_total", b"held_out_total", "held_s", b"held_s", "loss", b"loss", "number", b"number", "phase", b"phase", "step", b"step", "unheard", b"unheard", "view", b"view", "view_number", b"view_number"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -476,6 +549,9 @@ class View(_message.Message):
     PURPOSE_FIELD_NUMBER: _builtins.int
     ROUND_FIELD_NUMBER: _builtins.int
     SAME_ROUND_FIELD_NUMBER: _builtins.int
+    CUT_FIELD_NUMBER: _builtins.int
+    SOURCE_FIELD_NUMBER: _builtins.int
+    BEHIND_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     """hash of number, issuer and its incarnation, members, parent"""
     number: _builtins.int
@@ -487,6 +563,8 @@ class View(_message.Message):
     """the round to start at"""
     same_round: _builtins.bool
     """all members stood at that round, so corrections may be kept"""
+    source: _builtins.str
+    """whose model counts, for those who need one"""
     @_builtins.property
     def members(self) -> _containers.RepeatedCompositeFieldContainer[Global___Identity]:
         """sorted by node_id"""
@@ -494,6 +572,14 @@ class View(_message.Message):
     @_builtins.property
     def samples(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """training samples, member for member"""
+
+    @_builtins.property
+    def cut(self) -> _containers.RepeatedCompositeFieldContainer[Global___Edge]:
+        """pairs of members that do not reach each other"""
+
+    @_builtins.property
+    def behind(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """members that take it before they go on"""
 
     def __init__(
         self,
@@ -508,14 +594,41 @@ class View(_message.Message):
         purpose: Global___Purpose.ValueType = ...,
         round: _builtins.int = ...,
         same_round: _builtins.bool = ...,
+        cut: _abc.Iterable[Global___Edge] | None = ...,
+        source: _builtins.str = ...,
+        behind: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["id", b"id", "issuer", b"issuer", "issuer_incarnation", b"issuer_incarnation", "members", b"members", "number", b"number", "parent", b"parent", "purpose", b"purpose", "round", b"round", "same_round", b"same_round", "samples", b"samples"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["behind", b"behind", "cut", b"cut", "id", b"id", "issuer", b"issuer", "issuer_incarnation", b"issuer_incarnation", "members", b"members", "number", b"number", "parent", b"parent", "purpose", b"purpose", "round", b"round", "same_round", b"same_round", "samples", b"samples", "source", b"source"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___View: _TypeAlias = View  # noqa: Y015
+
+@_typing.final
+class Edge(_message.Message):
+    """A pair of members, the lower id first."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    A_FIELD_NUMBER: _builtins.int
+    B_FIELD_NUMBER: _builtins.int
+    a: _builtins.str
+    b: _builtins.str
+    def __init__(
+        self,
+        *,
+        a: _builtins.str = ...,
+        b: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["a", b"a", "b", b"b"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Edge: _TypeAlias = Edge  # noqa: Y015
 
 @_typing.final
 class ViewProposal(_message.Message):
@@ -544,19 +657,42 @@ class ViewAnswer(_message.Message):
     ID_FIELD_NUMBER: _builtins.int
     ACCEPTED_FIELD_NUMBER: _builtins.int
     REASON_FIELD_NUMBER: _builtins.int
+    NUMBER_FIELD_NUMBER: _builtins.int
+    ROUND_FIELD_NUMBER: _builtins.int
+    HELD_FIELD_NUMBER: _builtins.int
+    SIZE_FIELD_NUMBER: _builtins.int
+    UNREACHED_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     accepted: _builtins.bool
+    """the sender has stopped in the view that held there, if one did, and goes on in the next alone"""
     reason: _builtins.str
+    number: _builtins.int
+    """the highest of any view that the sender has seen"""
+    round: _builtins.int
+    """where it stands"""
+    held: _builtins.str
+    """id of the view that held there"""
+    size: _builtins.int
+    """members of that one"""
+    @_builtins.property
+    def unreached(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """members of the refused view that the sender does not reach, itself if it never will"""
+
     def __init__(
         self,
         *,
         id: _builtins.str = ...,
         accepted: _builtins.bool = ...,
         reason: _builtins.str = ...,
+        number: _builtins.int = ...,
+        round: _builtins.int = ...,
+        held: _builtins.str = ...,
+        size: _builtins.int = ...,
+        unreached: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["accepted", b"accepted", "id", b"id", "reason", b"reason"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["accepted", b"accepted", "held", b"held", "id", b"id", "number", b"number", "reason", b"reason", "round", b"round", "size", b"size", "unreached", b"unreached"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -619,6 +755,8 @@ class Header(_message.Message):
     VECTOR_FIELD_NUMBER: _builtins.int
     HEARD_FIELD_NUMBER: _builtins.int
     CODEC_FIELD_NUMBER: _builtins.int
+    ORIGIN_FIELD_NUMBER: _builtins.int
+    TARGET_FIELD_NUMBER: _builtins.int
     kind: Global___MessageKind.ValueType
     seq: _builtins.int
     initiator: _builtins.int
@@ -628,6 +766,10 @@ class Header(_message.Message):
     """applied by the sender"""
     codec: _builtins.str
     """OFFER: what the sender wishes for; GRANT, ACCEPT: what is taken. Empty: as they are"""
+    origin: _builtins.str
+    """set where a member passes it on from this one"""
+    target: _builtins.str
+    """and to this one"""
     @_builtins.property
     def tag(self) -> Global___Tag: ...
     @_builtins.property
@@ -651,10 +793,12 @@ class Header(_message.Message):
         vector: Global___Vector | None = ...,
         heard: _abc.Mapping[_builtins.str, _builtins.int] | None = ...,
         codec: _builtins.str = ...,
+        origin: _builtins.str = ...,
+        target: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["tag", b"tag", "vector", b"vector"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["codec", b"codec", "committed", b"committed", "gradients", b"gradients", "heard", b"heard", "initiator", b"initiator", "kind", b"kind", "reason", b"reason", "seq", b"seq", "tag", b"tag", "vector", b"vector"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["codec", b"codec", "committed", b"committed", "gradients", b"gradients", "heard", b"heard", "initiator", b"initiator", "kind", b"kind", "origin", b"origin", "reason", b"reason", "seq", b"seq", "tag", b"tag", "target", b"target", "vector", b"vector"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
