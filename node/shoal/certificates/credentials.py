@@ -1,0 +1,163 @@
+"""A member's folder, which `--tls DIR` names: its own certificate and key, its authority, and who is revoked.
+
+    ca.pem  member.pem  member.key  crl.pem
+
+All four are read again when they change, and only as a set that fits together: a file that is being replaced, or
+cannot be used, leaves what was read before.
+"""
+
+import datetime
+import ssl
+from pathlib import Path
+from typing import NamedTuple
+
+from cryptography import x509
+
+from shoal.certificates import encoding, files
+from shoal.certificates.encoding import PEM
+from shoal.certificates.member import Member
+from shoal.errors import SettingsError, Untrusted
+
+FILES = ("ca.pem", "member.pem", "member.key", "crl.pem")
+
+
+class _Read(NamedTuple):
+    """What the files held, as one."""
+
+    authority: x509.Certificate
+    certificate: bytes
+    key: bytes
+    member: Member
+    revoked: frozenset[int]
+    crl_number: int
+    client: ssl.SSLContext
+
+
+class Credentials:
+    """Raises SettingsError, which names the file, for a folder that cannot be used."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._stamp = self._stamps()
+        self._read = _read(folder)
+
+    @property
+    def member(self) -> Member:
+        """Who we are."""
+        return self._read.member
+
+    @property
+    def chain(self) -> tuple[bytes, bytes, bytes]:
+        """PEM of the authority, of our certificate, and of its key."""
+        return self._read.authority.public_bytes(PEM), self._read.certificate, self._read.key
+
+    @property
+    def revoked(self) -> frozenset[int]:
+        """Serial numbers that hold no more."""
+        return self._read.revoked
+
+    @property
+    def client(self) -> ssl.SSLContext:
+        """For looking at who listens somewhere: TLS 1.3, our certificate, and theirs signed by our authority."""
+        return self._read.client
+
+    def refresh(self) -> str:
+        """Reads what has changed. Returns what there is to log about it; empty while nothing has changed."""
+        stamp = self._stamps()
+        if stamp == self._stamp:
+            return ""
+        self._stamp = stamp
+        before = self._read
+        try:
+            read = _read(self.folder)
+        except SettingsError as error:
+            return f"{error}; what was read from {self.folder} before still holds"
+        if read.authority != before.authority or read.member.uri != before.member.uri:
+            return f"{self.folder} is of {read.member.words} now: that needs a new start, and has no effect before"
+        if read.crl_number < before.crl_number:
+            number, earlier = read.crl_number, before.crl_number
+            return f"{self.folder}/crl.pem is number {number}, older than {earlier}, which still holds: copy the newest"
+        self._read = read
+        until = f"{read.member.ends:%Y-%m-%d %H:%M} UTC"
+        return f"{self.folder} read again: certificate until {until}, {len(read.revoked)} revoked"
+
+    def problem(self, other: Member) -> str | None:
+        """Why another's certificate does not hold here, or holds no more; None if it does. That our authority has
+        signed it was seen when the connection was made."""
+        now = datetime.datetime.now(datetime.UTC)
+        if other.serial in self._read.revoked:
+            return f"the certificate of {other.words} is revoked"
+        if not other.begins <= now < other.ends:
+            span = f"{other.begins:%Y-%m-%d %H:%M} to {other.ends:%Y-%m-%d %H:%M} UTC"
+            return f"the certificate of {other.words} holds from {span}: `shoal certs renew` prolongs it"
+        if other.shoal != self.member.shoal:
+            return f"its certificate is for shoal {other.shoal}, this is shoal {self.member.shoal}"
+        return None
+
+    def fits(self, *, shoal: str, name: str, role: str) -> None:
+        """Raises SettingsError unless a process with these settings may use them; an empty name fits all."""
+        mine = self.member
+        if mine.role != role:
+            raise SettingsError(f"tls = {self.folder} is for a {mine.role}, this is a {role}: issue --role {role}")
+        if mine.shoal != shoal:
+            raise SettingsError(
+                f"tls = {self.folder} is for shoal {mine.shoal}, not {shoal}: give --shoal {mine.shoal}"
+            )
+        if name and name != mine.name:
+            raise SettingsError(f"tls = {self.folder} is for {mine.name}, not {name}: leave --name out")
+        if (why := self.problem(mine)) is not None:
+            raise SettingsError(f"tls = {self.folder}: {why}")
+
+    def _stamps(self) -> list[tuple[int, int, int]]:
+        """What changes when a file does."""
+        return [_stamp(self.folder / name) for name in FILES]
+
+
+def store(folder: Path, *, authority: bytes, certificate: bytes, crl: bytes, key: bytes | None = None) -> None:
+    """Writes a member's folder, all PEM; without a key it has one already. The certificate comes last."""
+    files.private_folder(folder)
+    if key is not None:
+        files.write(folder / "member.key", key, private=True)
+    files.write(folder / "ca.pem", authority)
+    files.write(folder / "crl.pem", crl)
+    files.write(folder / "member.pem", certificate)
+
+
+def _stamp(path: Path) -> tuple[int, int, int]:
+    try:
+        found = path.stat()
+    except OSError:
+        return 0, 0, 0
+    return found.st_mtime_ns, found.st_size, found.st_ino
+
+
+def _read(folder: Path) -> _Read:
+    if not (folder / "member.pem").exists():
+        raise SettingsError(f"{folder} holds no certificate: `shoal certs issue` or `shoal certs join` makes one")
+    authority, certificate = (encoding.certificate_of(folder / name) for name in ("ca.pem", "member.pem"))
+    key = encoding.key_of(folder / "member.key")
+    if certificate.public_key() != key.public_key():
+        raise SettingsError(f"{folder}/member.key is not the key of {folder}/member.pem")
+    try:
+        encoding.check_signed(certificate, authority)
+        member = Member.of(certificate)
+        crl = encoding.read_crl(files.read(folder / "crl.pem"), authority)
+    except (SettingsError, Untrusted) as error:
+        raise SettingsError(f"{folder}: {error}") from None
+    revoked = frozenset(entry.serial_number for entry in crl)
+    chain = certificate.public_bytes(PEM), encoding.pem_of(key)
+    return _Read(authority, *chain, member, revoked, encoding.crl_number(crl), _client(folder, authority))
+
+
+def _client(folder: Path, authority: x509.Certificate) -> ssl.SSLContext:
+    """Checks chain and dates; the names are for `Member.of`, as there is no host name to compare."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.minimum_version = ssl.TLSVersion.TLSv1_3
+    context.check_hostname = False
+    context.load_verify_locations(cadata=authority.public_bytes(PEM).decode())
+    context.set_alpn_protocols(["h2"])
+    try:
+        context.load_cert_chain(folder / "member.pem", folder / "member.key")
+    except (OSError, ssl.SSLError) as error:
+        raise SettingsError(f"{folder}: certificate and key cannot be used: {error}") from None
+    return context
