@@ -1,7 +1,7 @@
 """How gRPC is set up on both sides: options, credentials, method names, and what a stream says of its ends.
 
-The only place that chooses credentials. This version has none (everything is plain text); `daemon.py` decides
-which addresses are listened on without them.
+The only place that chooses credentials: those of `tls.py`, or none where there is no TLS; `process.py` decides which
+addresses are listened on without them.
 """
 
 import asyncio
@@ -12,8 +12,10 @@ from typing import Any, NamedTuple, Self
 
 import grpc
 
+from shoal.certificates.member import Member
 from shoal.errors import PortInUse, SettingsError
 from shoal.transport.frames import CHUNK_BYTES, FRAME_LIMIT
+from shoal.transport.tls import Gate, Tls
 from shoal.v1 import node_pb2 as pb
 
 SERVICE = pb.DESCRIPTOR.services_by_name["NodeService"].full_name
@@ -57,40 +59,50 @@ class Ends(NamedTuple):
         return cls(caller, int(numbers[0]), callee, int(numbers[1]), int(numbers[2]))
 
 
-def channel(address: str, heartbeat_s: float) -> Any:
-    """A client's grpc.aio channel. Raises SettingsError for what is no HOST:PORT.
+def channel(address: str, heartbeat_s: float, tls: Tls | None = None, to: Member | None = None) -> Any:
+    """A client's grpc.aio channel; with `tls`, `to` nobody but the holder of that certificate. Raises SettingsError for
+    what is no HOST:PORT.
 
     Each has a TCP connection of its own: a full Exchange must never delay Control.
     """
     host, port = _split(address)
-    options = [
+    options: list[tuple[str, int | str]] = [
         *_common_options(heartbeat_s),
         ("grpc.use_local_subchannel_pool", 1),
         ("grpc.enable_http_proxy", 0),  # peers are reached directly, whatever http_proxy says
         ("grpc.enable_retries", 0),  # a stream is one connection's; nobody but the dialler opens another
     ]
     # With our own scheme in front, an address that a peer gave cannot become "unix:" or "xds:".
-    return grpc.aio.insecure_channel(f"dns:///{_joined(host, port)}", options)
+    target = f"dns:///{_joined(host, port)}"
+    if tls is None:
+        return grpc.aio.insecure_channel(target, options)
+    assert to is not None, "with TLS nobody is called who was not looked at"
+    options.append(("grpc.ssl_target_name_override", to.host))
+    return grpc.aio.secure_channel(target, tls.channel_credentials(), options)
 
 
-def server(heartbeat_s: float) -> Any:
-    """A grpc.aio server that has no port yet."""
+def server(heartbeat_s: float, gate: Gate | None = None) -> Any:
+    """A grpc.aio server that has no port yet; with TLS, behind a gate."""
     options = [
         *_common_options(heartbeat_s),
         ("grpc.so_reuseport", 0),  # else a second node on one port would get half of the first one's peers
         ("grpc.http2.min_ping_interval_without_data_ms", _keepalive_ms(heartbeat_s) // 2),
         ("grpc.max_concurrent_streams", 64),  # of one TCP connection; a node opens one
     ]
-    return grpc.aio.server(options=options, maximum_concurrent_rpcs=4096)
+    interceptors = () if gate is None else (gate,)
+    return grpc.aio.server(interceptors=interceptors, options=options, maximum_concurrent_rpcs=4096)
 
 
-async def bind(server: Any, address: str) -> str:
+async def bind(server: Any, address: str, tls: Tls | None = None) -> str:
     """Opens HOST:PORT on a server and returns it, a free port in place of 0. Raises PortInUse or SettingsError."""
     host, port = _split(address)
     taken = PortInUse(f"somebody listens on {address} already; stop that, or give another port (0 takes a free one)")
     try:
         await _probe(host, port)
-        bound = server.add_insecure_port(_joined(host, port))
+        if tls is None:
+            bound = server.add_insecure_port(_joined(host, port))
+        else:
+            bound = server.add_secure_port(_joined(host, port), tls.server_credentials())
     except socket.gaierror as error:
         raise SettingsError(f"cannot listen on {address}: {error.strerror}") from None
     except OSError as error:

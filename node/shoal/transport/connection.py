@@ -14,6 +14,7 @@ from typing import Any, NamedTuple, Protocol
 import grpc
 from google.protobuf.message import DecodeError
 
+from shoal.certificates.member import Member
 from shoal.errors import BadFrame, PeerError
 from shoal.transport.frames import CHUNK_TAG, Assembler, frames
 from shoal.transport.rate import Limit
@@ -101,6 +102,7 @@ class Connection:
     ) -> None:
         self.peer = peer
         self.conn = conn
+        self.member: Member | None = None  # with TLS, by the certificate of the other end
         self.over = asyncio.Event()
         self.reason = ""
         self.code = grpc.StatusCode.OK

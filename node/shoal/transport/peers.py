@@ -5,8 +5,10 @@ import itertools
 import re
 from collections.abc import Callable
 
+from shoal.certificates.member import Member
 from shoal.transport.connection import Connection, Stream, Traffic, TransportEvents
 from shoal.transport.rate import Limit
+from shoal.transport.tls import misfit
 from shoal.v1 import node_pb2 as pb
 
 _NODE_ID = re.compile(r"[A-Za-z0-9_.-]{1,128}")  # it goes into gRPC metadata and into logs
@@ -35,10 +37,11 @@ class Peers:
         self._judge = judge
         self._welcome: dict[str, pb.Identity] = {}
 
-    def receive(self, hello: pb.Hello) -> str | None:
-        """Decides on a Hello that came, as a request or as an answer: None is welcome, else why it is refused."""
+    def receive(self, hello: pb.Hello, member: Member | None = None) -> str | None:
+        """Decides on a Hello that came, as a request or as an answer: None is welcome, else why it is refused. With
+        TLS, `member` is whose certificate came with it."""
         identity = hello.identity
-        reason = self._improper(identity) or self._judge(hello)
+        reason = self._improper(identity) or (member and misfit(identity, member)) or self._judge(hello)
         if reason is None:
             self._welcome[identity.node_id] = identity
             connection = self.live.get(identity.node_id)
@@ -61,7 +64,9 @@ class Peers:
             return None, f"{self.identity.node_id} opens the streams to {node_id}: the lower node id does"
         return known, "it said Hello"
 
-    def begin(self, peer: pb.Identity, conn: int, streams: tuple[Stream, Stream]) -> Connection:
+    def begin(
+        self, peer: pb.Identity, conn: int, streams: tuple[Stream, Stream], member: Member | None = None
+    ) -> Connection:
         """Takes a new connection up, after taking down an older one. `streams`: Control, Exchange."""
         older = self.live.get(peer.node_id)
         if older is not None:
@@ -70,6 +75,7 @@ class Peers:
         vector_bytes = (ours.element_bytes or 4) * ours.elements
         traffic = self.traffic[peer.node_id]
         connection = Connection(peer, conn, streams, vector_bytes, self.events, traffic, self.limit)
+        connection.member = member
         self.live[peer.node_id] = connection
         connection.begin()
         return connection

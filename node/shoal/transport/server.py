@@ -8,11 +8,13 @@ from google.protobuf.message import DecodeError
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
+from shoal.certificates.member import Member
 from shoal.errors import BadFrame, Mismatch
 from shoal.transport import channels
 from shoal.transport.channels import Ends
 from shoal.transport.connection import Connection
 from shoal.transport.peers import Peers
+from shoal.transport.tls import Gate, Tls, misnamed
 from shoal.v1 import node_pb2 as pb
 
 PAIR_TIMEOUT_S = 5.0
@@ -27,11 +29,12 @@ class Server:
     (`channels.Ends`); the connection is up when both stand.
     """
 
-    def __init__(self, peers: Peers, heartbeat_s: float) -> None:
-        self._peers = peers
+    def __init__(self, peers: Peers, heartbeat_s: float, tls: Tls | None = None) -> None:
+        self._peers, self._tls = peers, tls
         self._halves: dict[Ends, tuple[Any, asyncio.Future[Connection]]] = {}
         self._health = health.aio.HealthServicer()
-        self._server = channels.server(heartbeat_s)
+        gate = Gate(tls, peers.events.refused) if tls is not None else None
+        self._server = channels.server(heartbeat_s, gate)
         # Bytes in and out: what is no protobuf is a bad frame with a name, not a traceback inside grpc.
         handlers = {
             "Hello": grpc.unary_unary_rpc_method_handler(self._hello),
@@ -46,7 +49,7 @@ class Server:
 
     async def listen(self, address: str) -> str:
         """Binds, starts to serve, and returns HOST:PORT. Raises PortInUse or SettingsError."""
-        bound = await channels.bind(self._server, address)
+        bound = await channels.bind(self._server, address, self._tls)
         await self._server.start()
         for service in ("", channels.SERVICE):
             await self._health.set(service, health_pb2.HealthCheckResponse.SERVING)
@@ -63,7 +66,7 @@ class Server:
         except DecodeError as error:
             self._peers.events.refused("", BadFrame(f"Hello from {context.peer()} is none: {error}"))
             await _abort(context, grpc.StatusCode.INVALID_ARGUMENT, "not a HelloRequest")
-        reason = self._peers.receive(hello)
+        reason = self._peers.receive(hello, self._caller(context))
         if reason is not None:
             if not self._peers.itself(hello.identity):
                 self._peers.events.refused(hello.identity.node_id[:128], Mismatch(reason))
@@ -96,7 +99,8 @@ class Server:
         _, peer = await self._admitted(context)  # it may have been forgotten meanwhile
         if paired.done():
             await _abort(context, grpc.StatusCode.ABORTED, "the Control stream broke")
-        connection = self._peers.begin(peer, next(self._peers.numbers), (control, context))
+        streams = (control, context)
+        connection = self._peers.begin(peer, next(self._peers.numbers), streams, self._caller(context))
         paired.set_result(connection)
         await self._hold(connection, context)
 
@@ -109,10 +113,17 @@ class Server:
         if (ends.callee, ends.callee_incarnation) != (me.node_id, me.incarnation):
             reason = f"this is {me.node_id}, incarnation {me.incarnation}"
             await _abort(context, grpc.StatusCode.FAILED_PRECONDITION, reason)
+        member = self._caller(context)
+        if member is not None and misnamed(ends.caller, member):
+            await _abort(context, grpc.StatusCode.PERMISSION_DENIED, f"{ends.caller} is not {member.words}")
         peer, reason = self._peers.admitted(ends.caller, ends.caller_incarnation)
         if peer is None:
             await _abort(context, grpc.StatusCode.FAILED_PRECONDITION, reason)
         return ends, peer
+
+    def _caller(self, context: Any) -> Member | None:
+        """By its certificate, where there is TLS; the gate has looked at it."""
+        return None if self._tls is None else self._tls.caller(context)
 
     async def _hold(self, connection: Connection, context: Any) -> None:
         """Keeps a stream open while its connection is up. Cancelled when the caller is gone."""
