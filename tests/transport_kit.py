@@ -10,7 +10,7 @@ import pytest
 
 from shoal.errors import PeerError
 from shoal.link import Slots
-from shoal.transport import Transport
+from shoal.transport import Tls, Transport
 from shoal.transport.channels import CONTROL, EXCHANGE, Ends
 from shoal.v1 import node_pb2 as pb
 from shoal.v1.node_pb2_grpc import NodeServiceStub
@@ -101,6 +101,7 @@ class Node:
         document: str = "{}",
         heartbeat_s: float = 0.5,
         max_rate: float = 0.0,
+        tls: Tls | None = None,
     ) -> None:
         self.identity = pb.Identity(node_id=node_id, incarnation=incarnation, name=node_id)
         self.elements = elements
@@ -115,6 +116,7 @@ class Node:
             heartbeat_s=heartbeat_s,
             redial_s=(0.005, 0.1),
             max_rate=max_rate,
+            tls=tls,
         )
 
     @property

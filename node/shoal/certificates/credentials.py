@@ -18,6 +18,7 @@ from shoal.certificates.encoding import PEM
 from shoal.certificates.member import Member
 from shoal.errors import SettingsError, Untrusted
 
+EXPIRES_SOON = datetime.timedelta(days=7)
 FILES = ("ca.pem", "member.pem", "member.key", "crl.pem")
 
 
@@ -93,6 +94,16 @@ class Credentials:
         if other.shoal != self.member.shoal:
             return f"its certificate is for shoal {other.shoal}, this is shoal {self.member.shoal}"
         return None
+
+    def warning(self) -> str:
+        """What is wrong, or soon will be, with our own certificate; empty while all is well."""
+        mine = self.member
+        if (why := self.problem(mine)) is not None:
+            return f"{why}; nobody will talk to this process"
+        if mine.ends - datetime.datetime.now(datetime.UTC) < EXPIRES_SOON:
+            until = f"{mine.ends:%Y-%m-%d %H:%M} UTC"
+            return f"the certificate in {self.folder} ends at {until}: `shoal certs renew {self.folder}` prolongs it"
+        return ""
 
     def fits(self, *, shoal: str, name: str, role: str) -> None:
         """Raises SettingsError unless a process with these settings may use them; an empty name fits all."""

@@ -1,10 +1,10 @@
 """The one object that the daemon holds: listens, greets, keeps the connections, sends."""
 
 import asyncio
-import datetime
 import logging
 from collections.abc import Callable, Mapping
 
+from shoal.certificates.member import Member
 from shoal.errors import Untrusted
 from shoal.transport.connection import Traffic, TransportEvents
 from shoal.transport.dialler import Dialler
@@ -17,7 +17,6 @@ from shoal.v1 import node_pb2 as pb
 LAST_WORDS_S = 0.5
 CERTIFICATES_S = 1.0
 """How often the files of certificates are looked at, and whether those of connections that stand still hold."""
-EXPIRES_SOON = datetime.timedelta(days=7)
 
 log = logging.getLogger("shoal")
 
@@ -134,21 +133,25 @@ class Transport:
 
     async def _watch_certificates(self, tls: Tls) -> None:
         """Takes up what has changed on disk, and ends the connections whose certificates hold no more."""
-        warned = 0  # the serial number of our own certificate, once its end was announced
+        said = ""  # of our own certificate, once for each new text
         while True:
             if news := tls.credentials.refresh():
                 log.warning("%s", news)
-            mine = tls.credentials.member
-            if mine.serial != warned and mine.ends - datetime.datetime.now(datetime.UTC) < EXPIRES_SOON:
-                warned = mine.serial
-                until = f"{mine.ends:%Y-%m-%d %H:%M} UTC"
-                log.warning("our certificate ends at %s: `shoal certs renew %s`", until, tls.credentials.folder)
+            if (ours := tls.credentials.warning()) != said:
+                said = ours
+                if ours:
+                    log.warning("%s", ours)
             for peer_id, connection in list(self._peers.live.items()):
-                member = connection.member
-                if member is not None and (why := tls.credentials.problem(member)) is not None:
-                    self._peers.events.refused(peer_id, Untrusted(why))
-                    if member.serial in tls.credentials.revoked:
-                        self.forget(peer_id, why)
-                    else:
-                        self.reset(peer_id, why)  # one that was renewed comes back with the new certificate
+                if connection.member is not None:
+                    self._check_certificate(tls, peer_id, connection.member)
             await asyncio.sleep(CERTIFICATES_S)
+
+    def _check_certificate(self, tls: Tls, peer_id: str, member: Member) -> None:
+        why = tls.credentials.problem(member)
+        if why is None:
+            return
+        self._peers.events.refused(peer_id, Untrusted(why))
+        if member.serial in tls.credentials.revoked:
+            self.forget(peer_id, why)
+        else:
+            self.reset(peer_id, why)  # one that was renewed comes back with the new certificate
