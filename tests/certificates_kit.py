@@ -1,14 +1,13 @@
 """What the tests of certificates share: an authority with members, and certificates as no authority would make them."""
 
 import datetime
-import shutil
 from pathlib import Path
 
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 from cryptography.x509.oid import ExtendedKeyUsageOID
 
-from shoal.certificates import credentials, encoding
+from shoal.certificates import credentials, encoding, files
 from shoal.certificates.authority import Authority
 from shoal.certificates.encoding import PEM
 from shoal.certificates.member import host, uri
@@ -70,7 +69,7 @@ class Members:
 
     def tell(self, folder: Path) -> None:
         """Gives the newest list to a member, as a copy does."""
-        shutil.copy(self.authority.folder / "crl.pem", folder / "crl.pem")
+        files.write(folder / "crl.pem", self.authority.crl)
 
     def _stored(self, name: str, certificate: bytes, key: bytes) -> Path:
         folder = self.folder / name

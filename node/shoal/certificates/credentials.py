@@ -63,21 +63,19 @@ class Credentials:
         return self._read.client
 
     def refresh(self) -> str:
-        """Reads what has changed. Returns what there is to log about it; empty while nothing has changed."""
+        """Reads what has changed, and says so; empty while nothing has. Raises SettingsError, once for each change, for
+        what cannot be used: then what was read before still holds."""
         stamp = self._stamps()
         if stamp == self._stamp:
             return ""
         self._stamp = stamp
         before = self._read
-        try:
-            read = _read(self.folder)
-        except SettingsError as error:
-            return f"{error}; what was read from {self.folder} before still holds"
+        read = _read(self.folder)
         if read.authority != before.authority or read.member.uri != before.member.uri:
-            return f"{self.folder} is of {read.member.words} now: that needs a new start, and has no effect before"
+            raise SettingsError(f"{self.folder} is of {read.member.words} now, which needs a new start")
         if read.crl_number < before.crl_number:
             number, earlier = read.crl_number, before.crl_number
-            return f"{self.folder}/crl.pem is number {number}, older than {earlier}, which still holds: copy the newest"
+            raise SettingsError(f"{self.folder}/crl.pem is number {number}, older than {earlier}: copy the newest")
         self._read = read
         until = f"{read.member.ends:%Y-%m-%d %H:%M} UTC"
         return f"{self.folder} read again: certificate until {until}, {len(read.revoked)} revoked"

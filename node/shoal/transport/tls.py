@@ -39,10 +39,10 @@ RULES = {
     f"/{_NODE}/Exchange": TRAINING,
     "/grpc.health.v1.Health/Check": ANYBODY,
     "/grpc.health.v1.Health/Watch": ANYBODY,
-    "/grpc.health.v1.Health/List": ANYBODY,
     "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo": ANYBODY,
 }
-"""Method -> the roles that may call it. What is not here nobody may call."""
+"""Method -> the roles that may call it. What is not here nobody may call, such as Health/List, which gRPC's servicer
+announces and lacks."""
 
 ROLE_WORDS = {pb.ROLE_UNSPECIFIED: "node", pb.ROLE_NODE: "node", pb.ROLE_COORDINATOR: "coordinator"}
 

@@ -5,7 +5,7 @@ import logging
 from collections.abc import Callable, Mapping
 
 from shoal.certificates.member import Member
-from shoal.errors import Untrusted
+from shoal.errors import SettingsError, Untrusted
 from shoal.transport.connection import Traffic, TransportEvents
 from shoal.transport.dialler import Dialler
 from shoal.transport.peers import Peers
@@ -135,8 +135,11 @@ class Transport:
         """Takes up what has changed on disk, and ends the connections whose certificates hold no more."""
         said = ""  # of our own certificate, once for each new text
         while True:
-            if news := tls.credentials.refresh():
-                log.warning("%s", news)
+            try:
+                if news := tls.credentials.refresh():
+                    log.info("%s", news)
+            except SettingsError as error:
+                log.warning("%s; what was read before still holds", error)
             if (ours := tls.credentials.warning()) != said:
                 said = ours
                 if ours:
