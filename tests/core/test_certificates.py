@@ -212,7 +212,9 @@ def test_what_does_not_fit_the_settings_is_refused_with_the_remedy(members: Memb
         with pytest.raises(SettingsError, match=complaint):
             held.fits(**settings)
     ended = Credentials(members.issue_from_to("b", now() - 2 * DAY, now() - DAY))
-    with pytest.raises(SettingsError, match="`shoal certs renew` prolongs it"):
+    with pytest.raises(
+        SettingsError, match=r"the certificate of node b of shoal default ended at .*: it needs another"
+    ):
         ended.fits(shoal="default", name="", role="node")
 
 
@@ -230,8 +232,8 @@ def test_whose_certificate_holds_and_whose_does_not(members: Members) -> None:
     said = {name: held.problem(Credentials(folder).member) or "" for name, folder in others.items()}
     assert said["b"] == ""
     assert said["revoked"] == "the certificate of node revoked of shoal default is revoked"
-    assert said["ended"].startswith("the certificate of node ended of shoal default holds from ")
-    assert said["early"].startswith("the certificate of node early of shoal default holds from ")
+    assert said["ended"].startswith("the certificate of node ended of shoal default ended at ")
+    assert said["early"].startswith("the certificate of node early of shoal default begins at ")
     assert said["elsewhere"] == "its certificate is for shoal another, this is shoal default"
 
 

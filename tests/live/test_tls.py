@@ -352,7 +352,7 @@ async def test_a_connection_does_not_outlive_the_certificate(members: Members, n
     connection = a.transport._peers.live[b.id]
     assert connection.member is not None
     connection.member = connection.member._replace(ends=now())  # as if time had passed
-    assert "holds from" in await a.down()
+    assert "ended at" in await a.down()
     await a.up()
 
 

@@ -86,9 +86,11 @@ class Credentials:
         now = datetime.datetime.now(datetime.UTC)
         if other.serial in self._read.revoked:
             return f"the certificate of {other.words} is revoked"
-        if not other.begins <= now < other.ends:
-            span = f"{other.begins:%Y-%m-%d %H:%M} to {other.ends:%Y-%m-%d %H:%M} UTC"
-            return f"the certificate of {other.words} holds from {span}: `shoal certs renew` prolongs it"
+        if now >= other.ends:
+            return f"the certificate of {other.words} ended at {other.ends:%Y-%m-%d %H:%M} UTC: it needs another"
+        if now < other.begins:
+            begins = f"{other.begins:%Y-%m-%d %H:%M} UTC"
+            return f"the certificate of {other.words} begins at {begins}: are all clocks right?"
         if other.shoal != self.member.shoal:
             return f"its certificate is for shoal {other.shoal}, this is shoal {self.member.shoal}"
         return None

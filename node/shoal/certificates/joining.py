@@ -170,8 +170,11 @@ async def update(folder: Path, address: str) -> int:
 
 
 def _as_member(folder: Path) -> ssl.SSLContext:
-    """Shows the certificate of that folder."""
-    context = _trusting(Credentials(folder).chain[0])
+    """Shows the certificate of that folder. Raises SettingsError for one that the authority would not take."""
+    held = Credentials(folder)
+    if (why := held.problem(held.member)) is not None:
+        raise SettingsError(f"{why}: `shoal certs token` there and `shoal certs join` here, into another folder")
+    context = _trusting(held.chain[0])
     context.load_cert_chain(folder / "member.pem", folder / "member.key")
     return context
 
@@ -194,9 +197,11 @@ async def _ask(address: str, context: ssl.SSLContext, question: Mapping[str, Any
             reader, writer = await asyncio.open_connection(
                 host, port, ssl=context, server_hostname=LISTENER_HOST, limit=LINE_LIMIT
             )
-            writer.write(json.dumps(question).encode() + b"\n")
-            answer = json.loads(await reader.readline())
-            writer.close()
+            try:
+                writer.write(json.dumps(question).encode() + b"\n")
+                answer = json.loads(await reader.readline())
+            finally:
+                writer.transport.abort()
     except ssl.SSLCertVerificationError as error:
         raise Untrusted(f"{address} is not our authority: {error.verify_message}") from None
     except TimeoutError:
