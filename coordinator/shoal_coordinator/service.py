@@ -16,6 +16,7 @@ from shoal import hello, logs
 from shoal.discovery import Discovery
 from shoal.errors import Mismatch, PeerError, SettingsError
 from shoal.folder import StateFolder
+from shoal.greeter import SAID_LIMIT
 from shoal.membership import Membership
 from shoal.metrics import Metrics
 from shoal.process import Process, check_exposure, say_exposure, tls_of
@@ -244,6 +245,9 @@ class Service:
         """Count it, and warn once for each new text."""
         self.metrics.refused(type(error).__name__)
         if self._complaints.get(peer_id) != str(error):
+            self._complaints.pop(peer_id, None)
+            if len(self._complaints) >= SAID_LIMIT:
+                del self._complaints[next(iter(self._complaints))]
             self._complaints[peer_id] = str(error)
             log.warning("refused %s: %s", peer_id, error)
 

@@ -2,6 +2,7 @@
 
 import datetime
 import os
+import shutil
 import stat
 import subprocess
 from pathlib import Path
@@ -127,6 +128,7 @@ def test_all_that_a_name_ever_had_is_revoked_with_it(members: Members) -> None:
         members.revoke("a")
 
 
+@pytest.mark.skipif(shutil.which("openssl") is None, reason="no openssl command")
 def test_openssl_finds_the_chain_and_the_list_in_order(members: Members) -> None:
     good, bad = members.issue("a"), members.issue("b")
     members.revoke("b", good, bad)

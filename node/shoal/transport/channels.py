@@ -27,6 +27,10 @@ WINDOW_BYTES = 4 * CHUNK_BYTES
 """What a peer may send ahead of our reading, a stream: the bound on memory, and on a slow path the longest queue.
 Large enough for 80 MB/s at a round trip of 0.1 s."""
 
+CONNECTIONS_LIMIT = 2048
+"""TCP connections to a port, which are closed at once beyond that. A neighbour has two, and a third for a moment."""
+HANDSHAKE_S = 10
+
 _FROM, _TO, _CONNECTION = "shoal-from", "shoal-to", "shoal-connection"
 
 
@@ -88,6 +92,8 @@ def server(heartbeat_s: float, gate: Gate | None = None) -> Any:
         ("grpc.so_reuseport", 0),  # else a second node on one port would get half of the first one's peers
         ("grpc.http2.min_ping_interval_without_data_ms", _keepalive_ms(heartbeat_s) // 2),
         ("grpc.max_concurrent_streams", 64),  # of one TCP connection; a node opens one
+        ("grpc.max_allowed_incoming_connections", CONNECTIONS_LIMIT),
+        ("grpc.server_handshake_timeout_ms", 1000 * HANDSHAKE_S),  # for who connects and then says nothing
     ]
     interceptors = () if gate is None else (gate,)
     return grpc.aio.server(interceptors=interceptors, options=options, maximum_concurrent_rpcs=4096)
