@@ -60,7 +60,9 @@ class Dialler:
             raise PeerError(f"no Hello from {address}: {_words(error.code(), error.details())}") from None
         except DecodeError as error:
             raise BadFrame(f"Hello from {address} is none: {error}") from None
-        reason = self._peers.receive(hello, to)
+        if to is not None and (why := misfit(hello.identity, to)) is not None:
+            raise Untrusted(f"{address}: {why}")
+        reason = self._peers.receive(hello)
         if reason is not None:
             raise Mismatch(f"{hello.identity.node_id} at {address} does not fit: {reason}")
         return hello

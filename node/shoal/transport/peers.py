@@ -8,7 +8,6 @@ from collections.abc import Callable
 from shoal.certificates.member import Member
 from shoal.transport.connection import Connection, Stream, Traffic, TransportEvents
 from shoal.transport.rate import Limit
-from shoal.transport.tls import misfit
 from shoal.v1 import node_pb2 as pb
 
 _NODE_ID = re.compile(r"[A-Za-z0-9_.-]{1,128}")  # it goes into gRPC metadata and into logs
@@ -37,11 +36,10 @@ class Peers:
         self._judge = judge
         self._welcome: dict[str, pb.Identity] = {}
 
-    def receive(self, hello: pb.Hello, member: Member | None = None) -> str | None:
-        """Decides on a Hello that came, as a request or as an answer: None is welcome, else why it is refused. With
-        TLS, `member` is whose certificate came with it."""
+    def receive(self, hello: pb.Hello) -> str | None:
+        """Decides on a Hello that came, as a request or as an answer: None is welcome, else why it is refused."""
         identity = hello.identity
-        reason = self._improper(identity) or (member and misfit(identity, member)) or self._judge(hello)
+        reason = self._improper(identity) or self._judge(hello)
         if reason is None:
             self._welcome[identity.node_id] = identity
             connection = self.live.get(identity.node_id)

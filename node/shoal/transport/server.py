@@ -9,12 +9,12 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from shoal.certificates.member import Member
-from shoal.errors import BadFrame, Mismatch
+from shoal.errors import BadFrame, Mismatch, Untrusted
 from shoal.transport import channels
 from shoal.transport.channels import Ends
 from shoal.transport.connection import Connection
 from shoal.transport.peers import Peers
-from shoal.transport.tls import Gate, Tls, misnamed
+from shoal.transport.tls import Gate, Tls, host_of, misfit, misnamed
 from shoal.v1 import node_pb2 as pb
 
 PAIR_TIMEOUT_S = 5.0
@@ -66,7 +66,10 @@ class Server:
         except DecodeError as error:
             self._peers.events.refused("", BadFrame(f"Hello from {context.peer()} is none: {error}"))
             await _abort(context, grpc.StatusCode.INVALID_ARGUMENT, "not a HelloRequest")
-        reason = self._peers.receive(hello, self._caller(context))
+        member = self._caller(context)
+        if member is not None and (why := misfit(hello.identity, member)) is not None:
+            await self._distrust(context, why)
+        reason = self._peers.receive(hello)
         if reason is not None:
             if not self._peers.itself(hello.identity):
                 self._peers.events.refused(hello.identity.node_id[:128], Mismatch(reason))
@@ -115,7 +118,7 @@ class Server:
             await _abort(context, grpc.StatusCode.FAILED_PRECONDITION, reason)
         member = self._caller(context)
         if member is not None and misnamed(ends.caller, member):
-            await _abort(context, grpc.StatusCode.PERMISSION_DENIED, f"{ends.caller} is not {member.words}")
+            await self._distrust(context, f"{ends.caller} is not {member.words}")
         peer, reason = self._peers.admitted(ends.caller, ends.caller_incarnation)
         if peer is None:
             await _abort(context, grpc.StatusCode.FAILED_PRECONDITION, reason)
@@ -124,6 +127,11 @@ class Server:
     def _caller(self, context: Any) -> Member | None:
         """By its certificate, where there is TLS; the gate has looked at it."""
         return None if self._tls is None else self._tls.caller(context)
+
+    async def _distrust(self, context: Any, why: str) -> NoReturn:
+        """Refuses who claims what the certificate does not."""
+        self._peers.events.refused(host_of(context), Untrusted(why))
+        await _abort(context, grpc.StatusCode.PERMISSION_DENIED, why)
 
     async def _hold(self, connection: Connection, context: Any) -> None:
         """Keeps a stream open while its connection is up. Cancelled when the caller is gone."""

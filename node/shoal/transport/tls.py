@@ -146,6 +146,11 @@ def misnamed(node_id: str, member: Member) -> bool:
     return node_id.rpartition("-")[0] != member.name
 
 
+def host_of(context: Any) -> str:
+    """Where a call comes from, without its port, which is another each time: what a complaint is about."""
+    return str(context.peer()).rpartition(":")[0]
+
+
 class Gate(grpc.aio.ServerInterceptor):  # type: ignore[misc]
     """Lets a call through whose caller may make it. `refused` hears of the others: who, and why."""
 
@@ -182,5 +187,5 @@ class Gate(grpc.aio.ServerInterceptor):  # type: ignore[misc]
         try:
             self._tls.may_call(method, self._tls.caller(context))
         except Untrusted as error:
-            self._refused(context.peer().rpartition(":")[0], error)
+            self._refused(host_of(context), error)
             await context.abort(grpc.StatusCode.PERMISSION_DENIED, str(error))
