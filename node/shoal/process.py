@@ -80,6 +80,8 @@ def say_exposure(settings: Settings, tls: Tls | None, bound: str) -> None:
     if tls is not None:
         mine = tls.credentials.member
         log.info("TLS with members of shoal %s alone, as %s until %s", mine.shoal, mine.name, f"{mine.ends:%Y-%m-%d}")
+        if settings.insecure:
+            log.warning("--insecure: HTTP is in plain text, and shows status and metrics to whoever reaches it")
     elif settings.insecure:
         log.warning("--insecure: no TLS, so whoever reaches %s can join and read every model", bound)
 

@@ -70,12 +70,16 @@ def message(method: str, name: str) -> bytes:
     return pb.HelloRequest(hello=pb.Hello(identity=identity)).SerializeToString() if method == HELLO else b""
 
 
-async def call(channel: Any, method: str, name: str = "b") -> grpc.StatusCode:
-    """How a call of that method ends; OK as soon as it is answered."""
+async def call(channel: Any, method: str, name: str = "b", *, listens: bool = True) -> grpc.StatusCode:
+    """How a call of that method ends; OK as soon as it is answered. On a stream who `listens` writes nothing: a write
+    that meets a refusal fails before the refusal is there."""
     described = METHODS[method]
     try:
-        if described.client_streaming or described.server_streaming:
-            async for _ in channel.stream_stream(method)(empty(), timeout=5):
+        if described.client_streaming:
+            async for _ in channel.stream_stream(method)(*([] if listens else [empty()]), timeout=5):
+                break
+        elif described.server_streaming:
+            async for _ in channel.unary_stream(method)(message(method, name), timeout=5):
                 break
         else:
             await channel.unary_unary(method)(message(method, name), timeout=5)
@@ -139,7 +143,7 @@ async def test_a_stranger_is_refused_on_every_method(
     async with channel_to(a, stranger(members, a)) as channel:
         assert await call(channel, method) in REFUSED
     async with channel_to(a, members.issue("good")) as channel:
-        refused = await call(channel, method, "good") in REFUSED
+        refused = await call(channel, method, "good", listens=False) in REFUSED
     assert refused == (method == WITHOUT_RULE), "the method is there for members"
 
 
@@ -154,7 +158,7 @@ async def test_plain_text_is_refused_on_every_method(members: Members, node: New
 async def test_an_observer_reads_and_does_nothing_else(members: Members, node: NewNode, method: str) -> None:
     a = await node("a-000001", tls=tls(members.issue("a")))
     async with channel_to(a, members.issue("eye", role="observer")) as channel:
-        refused = await call(channel, method) in REFUSED
+        refused = await call(channel, method, listens=method.startswith("/shoal.v1.")) in REFUSED
     assert refused == (method.startswith("/shoal.v1.") or method == WITHOUT_RULE)
     if refused:
         _, error = await a.heard.refusals.get()

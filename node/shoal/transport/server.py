@@ -66,7 +66,7 @@ class Server:
         except DecodeError as error:
             self._peers.events.refused("", BadFrame(f"Hello from {context.peer()} is none: {error}"))
             await _abort(context, grpc.StatusCode.INVALID_ARGUMENT, "not a HelloRequest")
-        member = self._caller(context)
+        member = await self._caller(context)
         if member is not None and (why := misfit(hello.identity, member)) is not None:
             await self._distrust(context, why)
         reason = self._peers.receive(hello)
@@ -77,7 +77,7 @@ class Server:
         return pb.HelloResponse(hello=self._peers.hello()).SerializeToString()
 
     async def _control(self, _requests: Any, context: Any) -> None:
-        ends, _ = await self._admitted(context)
+        ends, *_ = await self._admitted(context)
         if ends in self._halves:
             await _abort(context, grpc.StatusCode.ALREADY_EXISTS, f"connection {ends.number} has its Control stream")
         paired: asyncio.Future[Connection] = asyncio.get_running_loop().create_future()
@@ -94,21 +94,21 @@ class Server:
         await self._hold(connection, context)
 
     async def _exchange(self, _requests: Any, context: Any) -> None:
-        ends, _ = await self._admitted(context)
+        ends, *_ = await self._admitted(context)
         if ends not in self._halves:
             await _abort(context, grpc.StatusCode.FAILED_PRECONDITION, "open Control first, with the same metadata")
         control, paired = self._halves.pop(ends)
         await context.send_initial_metadata(())
-        _, peer = await self._admitted(context)  # it may have been forgotten meanwhile
+        _, peer, member = await self._admitted(context)  # it may have been forgotten meanwhile
         if paired.done():
             await _abort(context, grpc.StatusCode.ABORTED, "the Control stream broke")
         streams = (control, context)
-        connection = self._peers.begin(peer, next(self._peers.numbers), streams, self._caller(context))
+        connection = self._peers.begin(peer, next(self._peers.numbers), streams, member)
         paired.set_result(connection)
         await self._hold(connection, context)
 
-    async def _admitted(self, context: Any) -> tuple[Ends, pb.Identity]:
-        """Who opens a stream, and for which connection; aborts it if that node may not."""
+    async def _admitted(self, context: Any) -> tuple[Ends, pb.Identity, Member | None]:
+        """Who opens a stream, and for which connection, by which certificate; aborts it if that node may not."""
         ends = Ends.read(context.invocation_metadata())
         if ends is None:
             await _abort(context, grpc.StatusCode.INVALID_ARGUMENT, "metadata does not say which connection this is")
@@ -116,17 +116,20 @@ class Server:
         if (ends.callee, ends.callee_incarnation) != (me.node_id, me.incarnation):
             reason = f"this is {me.node_id}, incarnation {me.incarnation}"
             await _abort(context, grpc.StatusCode.FAILED_PRECONDITION, reason)
-        member = self._caller(context)
+        member = await self._caller(context)
         if member is not None and misnamed(ends.caller, member):
             await self._distrust(context, f"{ends.caller} is not {member.words}")
         peer, reason = self._peers.admitted(ends.caller, ends.caller_incarnation)
         if peer is None:
             await _abort(context, grpc.StatusCode.FAILED_PRECONDITION, reason)
-        return ends, peer
+        return ends, peer, member
 
-    def _caller(self, context: Any) -> Member | None:
-        """By its certificate, where there is TLS; the gate has looked at it."""
-        return None if self._tls is None else self._tls.caller(context)
+    async def _caller(self, context: Any) -> Member | None:
+        """By its certificate, where there is TLS. The gate has looked at it, but it may have been revoked since."""
+        try:
+            return None if self._tls is None else self._tls.caller(context)
+        except Untrusted as error:
+            await self._distrust(context, str(error))
 
     async def _distrust(self, context: Any, why: str) -> NoReturn:
         """Refuses who claims what the certificate does not."""
