@@ -11,7 +11,7 @@ from shoal.certificates import credentials, encoding, files
 from shoal.certificates.authority import Authority
 from shoal.certificates.encoding import PEM
 from shoal.certificates.member import host, uri
-from shoal.transport import Tls
+from shoal.transport.tls import Tls
 
 DAY = datetime.timedelta(days=1)
 

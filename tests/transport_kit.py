@@ -10,8 +10,9 @@ import pytest
 
 from shoal.errors import PeerError
 from shoal.link import Slots
-from shoal.transport import Tls, Transport
+from shoal.transport import Transport
 from shoal.transport.channels import CONTROL, EXCHANGE, Ends
+from shoal.transport.tls import Tls
 from shoal.v1 import node_pb2 as pb
 from shoal.v1.node_pb2_grpc import NodeServiceStub
 

@@ -7,15 +7,16 @@ import signal
 import sys
 from collections.abc import Coroutine
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from shoal import logs
-from shoal.certificates.credentials import Credentials
 from shoal.errors import SettingsError
 from shoal.fields import parse_address
 from shoal.heap import keep_freed_memory
 from shoal.settings import Settings
-from shoal.transport import Tls
+
+if TYPE_CHECKING:
+    from shoal.transport.tls import Tls
 
 log = logging.getLogger("shoal")
 
@@ -66,16 +67,19 @@ class Process:
         self.end(128 + number, f"stopped by {name}")
 
 
-def tls_of(settings: Settings, role: str) -> Tls | None:
+def tls_of(settings: Settings, role: str) -> "Tls | None":
     """What `--tls` names, for a process of that role; None without. Raises SettingsError when it cannot be used."""
     if not settings.tls:
         return None
+    from shoal.certificates.credentials import Credentials
+    from shoal.transport.tls import Tls
+
     credentials = Credentials(Path(settings.tls))
     credentials.fits(shoal=settings.shoal, name=settings.name, role=role)
     return Tls(credentials)
 
 
-def say_exposure(settings: Settings, tls: Tls | None, bound: str) -> None:
+def say_exposure(settings: Settings, tls: "Tls | None", bound: str) -> None:
     """At every start: who may be at the other end."""
     if tls is not None:
         mine = tls.credentials.member

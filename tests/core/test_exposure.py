@@ -1,6 +1,8 @@
 """What is listened on beyond loopback, with which word, and what a start says about it."""
 
 import logging
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -70,3 +72,8 @@ def test_a_folder_that_cannot_be_used_ends_the_start_and_never_becomes_plain_tex
     held = tls_of(Settings(tls=str(Members(tmp_path).issue("a"))), "node")
     assert held is not None
     assert held.name == "a"
+
+
+def test_a_process_without_tls_does_not_carry_what_it_needs() -> None:
+    code = "import sys, shoal.daemon, shoal_coordinator.service; sys.exit('cryptography' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False, timeout=60).returncode == 0

@@ -12,7 +12,6 @@ import os
 os.environ["GRPC_SSL_CIPHER_SUITES"] = "ECDHE-RSA-AES256-GCM-SHA384"
 
 from shoal.transport.connection import Traffic, TransportEvents
-from shoal.transport.tls import Tls
 from shoal.transport.transport import Transport
 
-__all__ = ["Tls", "Traffic", "Transport", "TransportEvents"]
+__all__ = ["Traffic", "Transport", "TransportEvents"]

@@ -8,15 +8,17 @@ import asyncio
 import errno
 import socket
 from collections.abc import Iterable
-from typing import Any, NamedTuple, Self
+from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 import grpc
 
-from shoal.certificates.member import Member
 from shoal.errors import PortInUse, SettingsError
 from shoal.transport.frames import CHUNK_BYTES, FRAME_LIMIT
-from shoal.transport.tls import Gate, Tls
 from shoal.v1 import node_pb2 as pb
+
+if TYPE_CHECKING:
+    from shoal.certificates.member import Member
+    from shoal.transport.tls import Gate, Tls
 
 SERVICE = pb.DESCRIPTOR.services_by_name["NodeService"].full_name
 HELLO, CONTROL, EXCHANGE = (f"/{SERVICE}/{method}" for method in ("Hello", "Control", "Exchange"))
@@ -63,7 +65,7 @@ class Ends(NamedTuple):
         return cls(caller, int(numbers[0]), callee, int(numbers[1]), int(numbers[2]))
 
 
-def channel(address: str, heartbeat_s: float, tls: Tls | None = None, to: Member | None = None) -> Any:
+def channel(address: str, heartbeat_s: float, tls: "Tls | None" = None, to: "Member | None" = None) -> Any:
     """A client's grpc.aio channel; with `tls`, `to` nobody but the holder of that certificate. Raises SettingsError for
     what is no HOST:PORT.
 
@@ -85,7 +87,7 @@ def channel(address: str, heartbeat_s: float, tls: Tls | None = None, to: Member
     return grpc.aio.secure_channel(target, tls.channel_credentials(), options)
 
 
-def server(heartbeat_s: float, gate: Gate | None = None) -> Any:
+def server(heartbeat_s: float, gate: "Gate | None" = None) -> Any:
     """A grpc.aio server that has no port yet; with TLS, behind a gate."""
     options = [
         *_common_options(heartbeat_s),
@@ -99,7 +101,7 @@ def server(heartbeat_s: float, gate: Gate | None = None) -> Any:
     return grpc.aio.server(interceptors=interceptors, options=options, maximum_concurrent_rpcs=4096)
 
 
-async def bind(server: Any, address: str, tls: Tls | None = None) -> str:
+async def bind(server: Any, address: str, tls: "Tls | None" = None) -> str:
     """Opens HOST:PORT on a server and returns it, a free port in place of 0. Raises PortInUse or SettingsError."""
     host, port = _split(address)
     taken = PortInUse(f"somebody listens on {address} already; stop that, or give another port (0 takes a free one)")
@@ -118,6 +120,11 @@ async def bind(server: Any, address: str, tls: Tls | None = None) -> str:
     except RuntimeError:  # gRPC's word for a port that was taken between the probe and now
         raise taken from None
     return _joined(host, bound)
+
+
+def host_of(context: Any) -> str:
+    """Where a call comes from, without its port, which is another each time: what a complaint is about."""
+    return str(context.peer()).rpartition(":")[0]
 
 
 async def _probe(host: str, port: int) -> None:

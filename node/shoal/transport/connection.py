@@ -9,16 +9,18 @@ import contextlib
 import dataclasses
 import logging
 from collections.abc import Callable, Coroutine
-from typing import Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import grpc
 from google.protobuf.message import DecodeError
 
-from shoal.certificates.member import Member
 from shoal.errors import BadFrame, PeerError
 from shoal.transport.frames import CHUNK_TAG, Assembler, frames
 from shoal.transport.rate import Limit
 from shoal.v1 import node_pb2 as pb
+
+if TYPE_CHECKING:
+    from shoal.certificates.member import Member
 
 MESSAGE_QUEUE = 64
 """Messages that may wait for a peer that does not read: far above what an exchange has under way at a time."""

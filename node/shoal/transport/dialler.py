@@ -4,19 +4,22 @@ import asyncio
 import logging
 import random
 import re
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import grpc
 from google.protobuf.message import DecodeError
 
-from shoal.certificates.member import Member
 from shoal.errors import BadFrame, Mismatch, PeerError, SettingsError, Untrusted
 from shoal.transport import channels
 from shoal.transport.channels import Ends
+from shoal.transport.claims import misfit
 from shoal.transport.connection import REASON_GRACE_S, Connection
 from shoal.transport.peers import Peers
-from shoal.transport.tls import Tls, misfit
 from shoal.v1 import node_pb2 as pb
+
+if TYPE_CHECKING:
+    from shoal.certificates.member import Member
+    from shoal.transport.tls import Tls
 
 HELLO_TIMEOUT_S = 5.0
 STAND_TIMEOUT_S = 5.0
@@ -30,7 +33,9 @@ _PREAMBLE = re.compile(r"^failed to connect to all addresses; last error: (?:[A-
 class Dialler:
     """Greets addresses and keeps the connections to the peers that are ours to dial."""
 
-    def __init__(self, peers: Peers, heartbeat_s: float, redial_s: tuple[float, float], tls: Tls | None = None) -> None:
+    def __init__(
+        self, peers: Peers, heartbeat_s: float, redial_s: tuple[float, float], tls: "Tls | None" = None
+    ) -> None:
         self._peers, self._tls = peers, tls
         self._heartbeat_s = heartbeat_s
         self._redial_least_s, self._redial_most_s = redial_s
@@ -134,7 +139,7 @@ class Dialler:
             await self._hold(connection, control, exchange)
         return connection.code is not grpc.StatusCode.INVALID_ARGUMENT, connection.reason
 
-    async def _reach(self, address: str) -> Member | None:
+    async def _reach(self, address: str) -> "Member | None":
         """Who listens there by its certificate; without TLS nobody can know. Raises PeerError."""
         return None if self._tls is None else await self._tls.reach(address)
 

@@ -4,11 +4,14 @@ import collections
 import itertools
 import re
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
-from shoal.certificates.member import Member
 from shoal.transport.connection import Connection, Stream, Traffic, TransportEvents
 from shoal.transport.rate import Limit
 from shoal.v1 import node_pb2 as pb
+
+if TYPE_CHECKING:
+    from shoal.certificates.member import Member
 
 _NODE_ID = re.compile(r"[A-Za-z0-9_.-]{1,128}")  # it goes into gRPC metadata and into logs
 _TEXT_LIMIT = 256
@@ -63,7 +66,7 @@ class Peers:
         return known, "it said Hello"
 
     def begin(
-        self, peer: pb.Identity, conn: int, streams: tuple[Stream, Stream], member: Member | None = None
+        self, peer: pb.Identity, conn: int, streams: tuple[Stream, Stream], member: "Member | None" = None
     ) -> Connection:
         """Takes a new connection up, after taking down an older one. `streams`: Control, Exchange."""
         older = self.live.get(peer.node_id)

@@ -1,21 +1,24 @@
 """The side that is called: Hello, and the two streams of those who dial."""
 
 import asyncio
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import grpc
 from google.protobuf.message import DecodeError
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
-from shoal.certificates.member import Member
 from shoal.errors import BadFrame, Mismatch, Untrusted
 from shoal.transport import channels
-from shoal.transport.channels import Ends
+from shoal.transport.channels import Ends, host_of
+from shoal.transport.claims import misfit, misnamed
 from shoal.transport.connection import Connection
 from shoal.transport.peers import Peers
-from shoal.transport.tls import Gate, Tls, host_of, misfit, misnamed
 from shoal.v1 import node_pb2 as pb
+
+if TYPE_CHECKING:
+    from shoal.certificates.member import Member
+    from shoal.transport.tls import Tls
 
 PAIR_TIMEOUT_S = 5.0
 """How long a Control stream waits for its Exchange stream."""
@@ -29,11 +32,11 @@ class Server:
     (`channels.Ends`); the connection is up when both stand.
     """
 
-    def __init__(self, peers: Peers, heartbeat_s: float, tls: Tls | None = None) -> None:
+    def __init__(self, peers: Peers, heartbeat_s: float, tls: "Tls | None" = None) -> None:
         self._peers, self._tls = peers, tls
         self._halves: dict[Ends, tuple[Any, asyncio.Future[Connection]]] = {}
         self._health = health.aio.HealthServicer()
-        gate = Gate(tls, peers.events.refused) if tls is not None else None
+        gate = tls.gate(peers.events.refused) if tls is not None else None
         self._server = channels.server(heartbeat_s, gate)
         # Bytes in and out: what is no protobuf is a bad frame with a name, not a traceback inside grpc.
         handlers = {
@@ -107,7 +110,7 @@ class Server:
         paired.set_result(connection)
         await self._hold(connection, context)
 
-    async def _admitted(self, context: Any) -> tuple[Ends, pb.Identity, Member | None]:
+    async def _admitted(self, context: Any) -> "tuple[Ends, pb.Identity, Member | None]":
         """Who opens a stream, and for which connection, by which certificate; aborts it if that node may not."""
         ends = Ends.read(context.invocation_metadata())
         if ends is None:
@@ -124,7 +127,7 @@ class Server:
             await _abort(context, grpc.StatusCode.FAILED_PRECONDITION, reason)
         return ends, peer, member
 
-    async def _caller(self, context: Any) -> Member | None:
+    async def _caller(self, context: Any) -> "Member | None":
         """By its certificate, where there is TLS. The gate has looked at it, but it may have been revoked since."""
         try:
             return None if self._tls is None else self._tls.caller(context)

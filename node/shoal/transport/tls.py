@@ -10,6 +10,8 @@ Both ends look at each other's certificate before anything of a run is said.
 
 TLS 1.3 alone. Python's gRPC cannot demand it, so it is demanded around it: `reach` offers nothing older, a call over
 something older is refused, and TLS 1.2 is left without a cipher for the keys that our authority signs (`__init__.py`).
+
+Imported where there is TLS alone: what it needs takes 8 MiB.
 """
 
 import asyncio
@@ -25,6 +27,7 @@ from shoal.certificates.credentials import Credentials
 from shoal.certificates.member import Member
 from shoal.errors import PeerError, Untrusted
 from shoal.fields import parse_address
+from shoal.transport.channels import host_of
 from shoal.v1 import node_pb2 as pb
 
 REACH_TIMEOUT_S = 5.0
@@ -43,8 +46,6 @@ RULES = {
 }
 """Method -> the roles that may call it. What is not here nobody may call, such as Health/List, which gRPC's servicer
 announces and lacks."""
-
-ROLE_WORDS = {pb.ROLE_UNSPECIFIED: "node", pb.ROLE_NODE: "node", pb.ROLE_COORDINATOR: "coordinator"}
 
 
 class Tls:
@@ -75,6 +76,10 @@ class Tls:
     def _configuration(self) -> Any:
         authority, certificate, key = self.credentials.chain
         return grpc.ssl_server_certificate_configuration([(key, certificate)], authority)
+
+    def gate(self, refused: Callable[[str, Untrusted], None]) -> "Gate":
+        """For a server."""
+        return Gate(self, refused)
 
     def caller(self, context: Any) -> Member:
         """Whose call that is. Raises Untrusted, with the reason."""
@@ -129,26 +134,6 @@ class Tls:
         if (why := self.credentials.problem(member)) is not None:
             raise Untrusted(why)
         return member
-
-
-def misfit(identity: pb.Identity, member: Member) -> str | None:
-    """Why a certificate does not allow that identity; None if it does. A node id is the name and six more characters,
-    so an id cannot be taken by who has another name's certificate."""
-    if misnamed(identity.node_id, member):
-        return f"{identity.node_id} has the certificate of {member.words}, whose node id begins with {member.name}-"
-    if ROLE_WORDS.get(identity.role) != member.role:
-        return f"{identity.node_id} says that it is a {ROLE_WORDS.get(identity.role)}; its certificate: {member.words}"
-    return None
-
-
-def misnamed(node_id: str, member: Member) -> bool:
-    """Whether that node id is another's."""
-    return node_id.rpartition("-")[0] != member.name
-
-
-def host_of(context: Any) -> str:
-    """Where a call comes from, without its port, which is another each time: what a complaint is about."""
-    return str(context.peer()).rpartition(":")[0]
 
 
 class Gate(grpc.aio.ServerInterceptor):  # type: ignore[misc]

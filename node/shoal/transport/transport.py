@@ -3,16 +3,19 @@
 import asyncio
 import logging
 from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING
 
-from shoal.certificates.member import Member
 from shoal.errors import SettingsError, Untrusted
 from shoal.transport.connection import Traffic, TransportEvents
 from shoal.transport.dialler import Dialler
 from shoal.transport.peers import Peers
 from shoal.transport.rate import Limit
 from shoal.transport.server import Server
-from shoal.transport.tls import Tls
 from shoal.v1 import node_pb2 as pb
+
+if TYPE_CHECKING:
+    from shoal.certificates.member import Member
+    from shoal.transport.tls import Tls
 
 LAST_WORDS_S = 0.5
 CERTIFICATES_S = 1.0
@@ -34,7 +37,7 @@ class Transport:
         heartbeat_s: float = 0.5,
         redial_s: tuple[float, float] = (0.05, 2.0),
         max_rate: float = 0.0,
-        tls: Tls | None = None,
+        tls: "Tls | None" = None,
     ) -> None:
         """`hello` says who we are now; its `elements` and `element_bytes` fix the size of every vector.
 
@@ -131,7 +134,7 @@ class Transport:
         await self._dialler.close()
         await self._server.close()
 
-    async def _watch_certificates(self, tls: Tls) -> None:
+    async def _watch_certificates(self, tls: "Tls") -> None:
         """Takes up what has changed on disk, and ends the connections whose certificates hold no more."""
         said = ""  # of our own certificate, once for each new text
         while True:
@@ -149,7 +152,7 @@ class Transport:
                     self._check_certificate(tls, peer_id, connection.member)
             await asyncio.sleep(CERTIFICATES_S)
 
-    def _check_certificate(self, tls: Tls, peer_id: str, member: Member) -> None:
+    def _check_certificate(self, tls: "Tls", peer_id: str, member: "Member") -> None:
         why = tls.credentials.problem(member)
         if why is None:
             return
