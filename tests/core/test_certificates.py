@@ -313,6 +313,15 @@ def test_a_token_ends(members: Members, monkeypatch: pytest.MonkeyPatch) -> None
         tokens.redeem(members.authority, token.secret)
 
 
+def test_tokens_that_have_ended_are_forgotten(members: Members, monkeypatch: pytest.MonkeyPatch) -> None:
+    tokens.promise(members.authority, "default", "node", "a", 30, 5)
+    later = now().timestamp() + 301
+    monkeypatch.setattr(tokens.time, "time", lambda: later)
+    fresh = tokens.promise(members.authority, "default", "node", "b", 30, 5)
+    assert len(list((members.authority.folder / "tokens").iterdir())) == 1
+    assert tokens.redeem(members.authority, fresh.secret).name == "b"
+
+
 def test_the_authority_keeps_no_secret_of_a_token(members: Members) -> None:
     token = tokens.promise(members.authority, "default", "node", "a", 30, 5)
     (kept,) = (members.authority.folder / "tokens").iterdir()

@@ -6,6 +6,7 @@ holder knows whom it asks. The authority keeps a hash of the first part alone.
 
 import base64
 import binascii
+import contextlib
 import hashlib
 import json
 import secrets
@@ -57,6 +58,7 @@ def promise(authority: Authority, shoal: str, role: str, name: str, days: int, m
     check_names(shoal, role, name)
     if not 1 <= minutes <= MINUTES_MOST:
         raise SettingsError(f"minutes = {minutes} must be from 1 to {MINUTES_MOST}")
+    _forget_ended(authority)
     token = Token(secrets.token_bytes(SECRET_BYTES), authority.fingerprint)
     content = Promise(shoal, role, name, days, time.time() + 60 * minutes)
     files.write(_path(authority, token.secret), json.dumps(content._asdict()).encode(), private=True)
@@ -76,6 +78,14 @@ def redeem(authority: Authority, secret: bytes) -> Promise:
     if found.until < time.time():
         raise SettingsError("the token has ended: `shoal certs token` makes a new one")
     return found
+
+
+def _forget_ended(authority: Authority) -> None:
+    """Promises that nobody came for."""
+    for path in (authority.folder / "tokens").glob("*.json"):
+        with contextlib.suppress(SettingsError):  # redeemed meanwhile
+            if json.loads(files.read(path, private=True))["until"] < time.time():
+                path.unlink(missing_ok=True)
 
 
 def _path(authority: Authority, secret: bytes) -> Path:
