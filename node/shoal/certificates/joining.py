@@ -136,6 +136,7 @@ async def join(token: Token, address: str, folder: Path) -> Member:
     if (folder / "member.pem").exists():
         raise SettingsError(f"{folder} holds a certificate already: `shoal certs renew {folder}` gets the next one")
     blind = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)  # for a certificate that is known by its fingerprint
+    blind.minimum_version = ssl.TLSVersion.TLSv1_3
     blind.check_hostname, blind.verify_mode = False, ssl.CERT_NONE
     found = (await _ask(address, blind, {"authority": True})).get("authority", "").encode()
     try:

@@ -11,8 +11,8 @@ ROLE_WORDS = {pb.ROLE_UNSPECIFIED: "node", pb.ROLE_NODE: "node", pb.ROLE_COORDIN
 
 
 def misfit(identity: pb.Identity, member: "Member") -> str | None:
-    """Why a certificate does not allow that identity; None if it does. A node id is the name and six more characters,
-    so an id cannot be taken by who has another name's certificate."""
+    """Why a certificate does not allow that identity; None if it does. A node id is the name, a dash and a last
+    part without one, so an id cannot be taken by who has another name's certificate."""
     if misnamed(identity.node_id, member):
         return f"{identity.node_id} has the certificate of {member.words}, whose node id begins with {member.name}-"
     if ROLE_WORDS.get(identity.role) != member.role:
