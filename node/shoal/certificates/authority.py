@@ -132,9 +132,9 @@ class Authority:
         return ended
 
     def listener(self, public: ec.EllipticCurvePublicKey) -> bytes:
-        """A certificate of two days for the authority's own port; it makes nobody a member."""
+        """A certificate for the authority's own port, made at each start of it; it makes nobody a member."""
         subject, serial = encoding.name(LISTENER_HOST), x509.random_serial_number()
-        builder = _builder(subject, self.certificate.subject, public, serial, _days(2))
+        builder = _builder(subject, self.certificate.subject, public, serial, _days(MEMBER_DAYS))
         names = x509.SubjectAlternativeName([x509.DNSName(LISTENER_HOST)])
         return self._finish(builder, names, [ExtendedKeyUsageOID.SERVER_AUTH]).public_bytes(PEM)
 
