@@ -16,9 +16,10 @@ from shoal import hello, logs
 from shoal.discovery import Discovery
 from shoal.errors import Mismatch, PeerError, SettingsError
 from shoal.folder import StateFolder
+from shoal.greeter import SAID_LIMIT
 from shoal.membership import Membership
 from shoal.metrics import Metrics
-from shoal.process import Process, check_exposure
+from shoal.process import Process, check_exposure, say_exposure, tls_of
 from shoal.roster import Action, Gone, Joined, Send
 from shoal.settings import Settings
 from shoal.transport import Transport
@@ -44,6 +45,7 @@ class Service:
 
     def __init__(self, settings: Settings) -> None:
         check_exposure(settings)
+        self.tls = tls_of(settings, "coordinator")
         self.settings = settings
         self.terms = Terms(settings.quorum, settings.deadline_s, settings.min_nodes)
         self.adopted: pb.Hello | None = None
@@ -58,7 +60,8 @@ class Service:
         """Until a signal comes or something fails; returns the exit code. Raises ShoalError."""
         s = self.settings
         logs.configure(s.log, s.log_level)
-        self.folder = StateFolder(Path(s.state_dir), s.name or "coordinator")
+        name = s.name or (self.tls.name if self.tls else "coordinator")
+        self.folder = StateFolder(Path(s.state_dir), name)
         self.me = pb.Identity(
             node_id=self.folder.node_id,
             incarnation=self.folder.incarnation,
@@ -97,6 +100,7 @@ class Service:
             events=self,
             heartbeat_s=s.heartbeat_s,
             max_rate=s.max_bytes_a_second,
+            tls=self.tls,
         )
         self.mail = Mail(self.transport)
         self.store = Store(self.folder.path / "run")
@@ -108,8 +112,7 @@ class Service:
         self.folder.tell("node.json", facts)
         where = f"gRPC on {bound}, HTTP on http://{self.web.address}"
         log.info("coordinator %s, shoal %s: %s", self.me.node_id, s.shoal, where)
-        if s.insecure:
-            log.warning("--insecure: no TLS, so whoever reaches %s can join, vote and read", bound)
+        say_exposure(s, self.tls, bound)
         discovery = Discovery(
             s.discovery.split(","), identity=self.me, shoal=s.shoal, peers=(), listen=bound, found=lambda _: None
         )
@@ -242,6 +245,9 @@ class Service:
         """Count it, and warn once for each new text."""
         self.metrics.refused(type(error).__name__)
         if self._complaints.get(peer_id) != str(error):
+            self._complaints.pop(peer_id, None)
+            if len(self._complaints) >= SAID_LIMIT:
+                del self._complaints[next(iter(self._complaints))]
             self._complaints[peer_id] = str(error)
             log.warning("refused %s: %s", peer_id, error)
 
@@ -282,6 +288,7 @@ class Service:
                 shown = self._status()
                 self.web.publish(shown, ready=self.adopted is not None, why="no node has said Hello")
                 self.metrics.from_coordinator(shown, report.take_staleness(self.server))
+                self.metrics.certificate(self.tls.ends if self.tls else None)
                 self.metrics.heartbeats(*self._heartbeats)
             if now >= next_progress:
                 next_progress = now + PROGRESS_S

@@ -21,7 +21,7 @@ from shoal.folder import StateFolder
 from shoal.greeter import Greeter
 from shoal.membership import Membership
 from shoal.metrics import Metrics
-from shoal.process import AGAIN, Process, check_exposure
+from shoal.process import AGAIN, Process, check_exposure, say_exposure, tls_of
 from shoal.reception import Reception
 from shoal.roster import Action, Dropped, Gone, Installed, Joined, Pause, Refused, Send
 from shoal.seeking import Seeking
@@ -45,6 +45,7 @@ class Daemon:
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
         check_exposure(settings)
+        self.tls = tls_of(settings, "node")
         self.began = time.time()
         self.discovery: Discovery | None = None  # not before the trainer has loaded task and data
         self._heartbeats_sent = 0
@@ -55,7 +56,8 @@ class Daemon:
         """Until the run is over, a signal comes, or something fails; returns the exit code. Raises ShoalError."""
         s = self.settings
         logs.configure(s.log, s.log_level)
-        self.folder = StateFolder(Path(s.state_dir), s.name)
+        name = s.name or (self.tls.name if self.tls else "")
+        self.folder = StateFolder(Path(s.state_dir), name)
         self.me = pb.Identity(node_id=self.folder.node_id, incarnation=self.folder.incarnation, name=self.folder.name)
         self.process = Process()
         self.metrics = Metrics(node=self.me.node_id, algorithm=s.algorithm, task=s.task)
@@ -81,8 +83,7 @@ class Daemon:
         facts = {"id": self.me.node_id, "name": self.me.name, "address": bound, "http": self.web.address}
         self.folder.tell("node.json", facts)
         log.info("node %s, shoal %s: gRPC on %s, HTTP on http://%s", self.me.node_id, s.shoal, bound, self.web.address)
-        if s.insecure:
-            log.warning("--insecure: no TLS, so whoever reaches %s can join and read every model", bound)
+        say_exposure(s, self.tls, bound)
         self.process.own("trainer", self.talk.listen())
         self.process.own("ticks", self._tick())
         stack.push_async_callback(self.process.cancel_tasks)
@@ -131,6 +132,7 @@ class Daemon:
             events=self.bridge,
             heartbeat_s=s.heartbeat_s,
             max_rate=s.max_bytes_a_second,
+            tls=self.tls,
         )
 
     async def _finish(self, code: int, reason: str) -> int:
@@ -283,4 +285,5 @@ class Daemon:
         )
         self.web.publish(shown, ready=self.membership.view is not None, why=self.membership.waiting or "loading")
         self.metrics.from_members(shown)
+        self.metrics.certificate(self.tls.ends if self.tls else None)
         self.metrics.heartbeats(self._heartbeats_sent, self.bridge.heartbeats_received)

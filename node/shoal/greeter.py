@@ -15,6 +15,12 @@ LOADING = "still loading its model and data"
 AGAIN_S = (0.2, 5.0)
 """Waits between Hellos to an address that does not answer: the first, and the longest."""
 
+AT_ONCE = 256
+"""Hints that are followed at a time: a peer may pass on any addresses, and makes nobody dial more. Further ones come
+again with the next Hello."""
+SAID_LIMIT = 1000
+"""Complaints that are remembered; the oldest is forgotten."""
+
 
 class Greeter:
     """Says Hello to candidates until they answer. Static ones are tried for ever, hints are given up at last."""
@@ -26,7 +32,8 @@ class Greeter:
 
     def consider(self, candidate: Candidate) -> None:
         """An address turned up: greet it, unless that node is known or being greeted."""
-        if candidate.address not in self._tasks and not self._is_known(candidate):
+        crowded = len(self._tasks) >= AT_ONCE and candidate.source != "static"
+        if candidate.address not in self._tasks and not crowded and not self._is_known(candidate):
             task = asyncio.get_running_loop().create_task(self._try(candidate), name=f"greeting {candidate.address}")
             self._tasks[candidate.address] = task
             task.add_done_callback(lambda _: self._tasks.pop(candidate.address, None))
@@ -34,6 +41,9 @@ class Greeter:
     def complain(self, about: str, text: str) -> None:
         """Warn of a peer's fault, once for each new text."""
         if LOADING not in text and self._said.get(about) != text:
+            self._said.pop(about, None)
+            if len(self._said) >= SAID_LIMIT:
+                del self._said[next(iter(self._said))]
             self._said[about] = text
             log.warning("%s", text)
 

@@ -88,7 +88,7 @@ def _differences(ours: str, theirs: str, names: tuple[str, str]) -> str:
     """By name, for both nodes read it."""
     try:
         other = json.loads(theirs)
-    except ValueError:
+    except (ValueError, RecursionError):
         other = None
     if not isinstance(other, dict):
         return "its document cannot be read"

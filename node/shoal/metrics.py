@@ -49,7 +49,7 @@ class Row:
 
 
 PHASES = ", ".join(f"{number} {word}" for number, word in PHASE_WORDS.items())
-REFUSED = ("Mismatch", "BadVector", "BadFrame", "PeerError", OTHER)
+REFUSED = ("Mismatch", "Untrusted", "BadVector", "BadFrame", "PeerError", OTHER)
 EVENTS = ("up", "down", OTHER)
 PARTS = ("compute", "wait", "exchange", "apply", OTHER)
 EXCHANGES: Labels = {
@@ -121,6 +121,8 @@ TABLE = (
         status="saved_at"),
     Row("shoal_checkpoint_failures_total", "counter", "checkpoints", "Checkpoints that could not be written.",
         "A disk that is full or gone.", status="save_failures"),
+    Row("shoal_certificate_expiry_timestamp_seconds", "gauge", "seconds", "Unix time at which the certificate ends.",
+        "Later; NaN without TLS."),
     Row("shoal_heartbeats_total", "counter", "heartbeats", "Heartbeats and answers to them.", "More members or time.",
         {"direction": ("sent", "received")}),
     Row("shoal_connections_total", "counter", "connections", "Connections to peers that came up or went down.",
@@ -153,6 +155,7 @@ IN_COMMON = (
     "shoal_sending_limited_seconds_total",
     "shoal_received_bytes_total",
     "shoal_peer_rtt_seconds",
+    "shoal_certificate_expiry_timestamp_seconds",
     "shoal_heartbeats_total",
     "shoal_connections_total",
 )
@@ -244,6 +247,10 @@ class Metrics:
     def refused(self, reason: str) -> None:
         """A peer's Hello or message was refused; `reason` is the class of the error."""
         self._count("shoal_refused_total", reason=reason)
+
+    def certificate(self, ends: float | None) -> None:
+        """This member's own, by its end in unix time; None without TLS."""
+        self._set("shoal_certificate_expiry_timestamp_seconds", ends)
 
     def connection(self, event: str) -> None:
         """A connection came `up` or went `down`."""

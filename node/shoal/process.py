@@ -6,13 +6,17 @@ import logging
 import signal
 import sys
 from collections.abc import Coroutine
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from shoal import logs
 from shoal.errors import SettingsError
 from shoal.fields import parse_address
 from shoal.heap import keep_freed_memory
 from shoal.settings import Settings
+
+if TYPE_CHECKING:
+    from shoal.transport.tls import Tls
 
 log = logging.getLogger("shoal")
 
@@ -66,18 +70,43 @@ class Process:
         self.end(128 + number, f"stopped by {name}")
 
 
+def tls_of(settings: Settings, role: str) -> "Tls | None":
+    """What `--tls` names, for a process of that role; None without. Raises SettingsError when it cannot be used."""
+    if not settings.tls:
+        return None
+    from shoal.certificates.credentials import Credentials
+    from shoal.transport.tls import Tls
+
+    credentials = Credentials(Path(settings.tls))
+    credentials.fits(shoal=settings.shoal, name=settings.name, role=role)
+    return Tls(credentials)
+
+
+def say_exposure(settings: Settings, tls: "Tls | None", bound: str) -> None:
+    """At every start: who may be at the other end."""
+    if tls is not None:
+        mine = tls.credentials.member
+        log.info("TLS with members of shoal %s alone, as %s until %s", mine.shoal, mine.name, f"{mine.ends:%Y-%m-%d}")
+        if settings.insecure:
+            log.warning("--insecure: HTTP is in plain text, and shows status and metrics to whoever reaches it")
+    elif settings.insecure:
+        log.warning("--insecure: no TLS, so whoever reaches %s can join and read every model", bound)
+
+
 def check_exposure(settings: Settings) -> None:
-    """Raises SettingsError for an address beyond loopback without an explicit word: there is no TLS yet."""
+    """Raises SettingsError for an address beyond loopback without TLS or an explicit word. HTTP has no TLS."""
     for name, address in (("listen", settings.listen), ("http", settings.http)):
         host, _ = parse_address(address)
         try:
             loopback = host == "localhost" or ipaddress.ip_address(host).is_loopback
         except ValueError:
             loopback = False
-        if name == "listen" and host in ("0.0.0.0", "::") and settings.insecure and not settings.advertise:
+        allowed = settings.insecure or (name == "listen" and bool(settings.tls))
+        if name == "listen" and host in ("0.0.0.0", "::") and allowed and not settings.advertise:
             raise SettingsError(f"listen = {address} is no address that others can dial; give --advertise HOST:PORT")
-        if not loopback and not settings.insecure:
+        if not loopback and not allowed:
+            remedy = "--tls DIR (`shoal certs` makes one), or --insecure" if name == "listen" else "--insecure"
             raise SettingsError(
                 f"{name} = {address} is beyond loopback, where anyone could join, or read what this node "
-                "shows and sends; give --insecure if that is meant"
+                f"shows and sends; give {remedy} if that is meant"
             )

@@ -61,7 +61,7 @@ def refused(folder: Path, *args: str) -> str:
         (["--lr", "-0.1"], "lr = -0.1 must be above 0"),
         (["--lr", "nan"], "lr = 'nan' must be a number"),
         (["--listen", "0.0.0.0:0"], "listen = 0.0.0.0:0 is beyond loopback, where anyone could join"),
-        (["--listen", "[::]:7000"], "give --insecure if that is meant"),
+        (["--listen", "[::]:7000"], "give --tls DIR (`shoal certs` makes one), or --insecure if that is meant"),
         (["--peers", "nowhere"], "peers = 'nowhere' must be HOST:PORT"),
         (["--topology", "rng"], "topology = 'rng' must be complete, ring, "),
         (["--algorithm", "d2", "--mixing", "uniform"], "mixing = 'uniform' must be metropolis, uniform:W ("),

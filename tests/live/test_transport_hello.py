@@ -12,7 +12,7 @@ from transport_kit import HandMade, NewNode, Node, nodes
 
 from shoal.errors import Mismatch, PeerError, PortInUse, SettingsError
 from shoal.settings import differing_keys
-from shoal.transport import dialler, server
+from shoal.transport import channels, dialler, server
 from shoal.transport.channels import CONTROL, EXCHANGE, Ends
 from shoal.v1 import node_pb2 as pb
 
@@ -35,6 +35,18 @@ class TestListening:
     async def test_an_address_that_is_not_ours_is_a_settings_error(self, address: str) -> None:
         with pytest.raises(SettingsError, match=address):
             await Node("b").transport.listen(address)
+
+    async def test_connections_beyond_the_limit_are_closed_at_once(
+        self, node: NewNode, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(channels, "CONNECTIONS_LIMIT", 3)
+        a = await node("a")
+        host, port = a.identity.address.split(":")
+        opened = [await asyncio.open_connection(host, int(port)) for _ in range(5)]
+        said = [await reader.read(1) for reader, _ in opened]
+        for _, writer in opened:
+            writer.transport.abort()
+        assert sorted(said) == [b"", b"", b"\0", b"\0", b"\0"], "three hear the server's settings"
 
     async def test_health_and_reflection_answer(self, node: NewNode) -> None:
         a = await node("a")

@@ -11,6 +11,8 @@ from typing import Any
 from shoal.bench.blank import task_file
 from shoal.bench.obedient import SOCKET
 from shoal.bench.processes import children, cpu_seconds, family
+from shoal.certificates import credentials, encoding
+from shoal.certificates.authority import Authority
 from shoal.demo.fleet import Fleet, loopback_nodes
 
 START_WITHIN_S = 60.0
@@ -70,15 +72,15 @@ class Couple:
 
 
 @contextlib.contextmanager
-def couple(elements: int, count: int = 2, **settings: Any) -> Iterator[Couple]:
-    """Two nodes on loopback, or `count`, connected, with vectors of that size. Raises RuntimeError when they do not
-    start."""
-    with obedient(task_file(elements), count, **settings) as nodes:
+def couple(elements: int, count: int = 2, certified: bool = False, **settings: Any) -> Iterator[Couple]:
+    """Two nodes on loopback, or `count`, connected, with vectors of that size, over TLS if `certified`. Raises
+    RuntimeError when they do not start."""
+    with obedient(task_file(elements), count, certified, **settings) as nodes:
         yield nodes
 
 
 @contextlib.contextmanager
-def obedient(task: str, count: int, **settings: Any) -> Iterator[Couple]:
+def obedient(task: str, count: int, certified: bool = False, **settings: Any) -> Iterator[Couple]:
     """Likewise, with the class Blank of a task file with that text."""
     with tempfile.TemporaryDirectory() as place, socket.socket(socket.AF_UNIX) as listening:
         folder = Path(place)
@@ -95,9 +97,12 @@ def obedient(task: str, count: int, **settings: Any) -> Iterator[Couple]:
             "eval_every": 0,
             **settings,
         }
+        nodes = loopback_nodes(count, **common)
+        if certified:
+            _certify(folder, nodes)
         with (
             contextlib.ExitStack() as stack,
-            Fleet(folder, loopback_nodes(count, **common), entry=("-m", "shoal.bench.obedient")) as fleet,
+            Fleet(folder, nodes, entry=("-m", "shoal.bench.obedient")) as fleet,
         ):
             commands = {}
             try:
@@ -107,11 +112,22 @@ def obedient(task: str, count: int, **settings: Any) -> Iterator[Couple]:
             except TimeoutError:
                 logs = " | ".join(node.log_tail() for node in fleet.nodes)
                 raise RuntimeError(f"{count} nodes did not start within {START_WITHIN_S:g} s: {logs}") from None
-            nodes = Couple(fleet, commands)
-            stack.callback(nodes.close)
-            yield nodes
+            told = Couple(fleet, commands)
+            stack.callback(told.close)
+            yield told
             for node in fleet.nodes:  # they have no end of their own
                 node.process.kill()
+
+
+def _certify(folder: Path, nodes: list[dict[str, Any]]) -> None:
+    """A certificate for each, of an authority of their own."""
+    authority = Authority.make(folder / "ca")
+    for node in nodes:
+        key, node["tls"] = encoding.new_key(), folder / f"tls-{node['name']}"
+        member = {"shoal": node["shoal"], "role": "node", "name": node["name"]}
+        certificate = authority.issue(encoding.request_of(key), **member)
+        parts = {"authority": authority.pem, "certificate": certificate, "crl": authority.crl}
+        credentials.store(node["tls"], key=encoding.pem_of(key), **parts)
 
 
 def _connected(listening: socket.socket) -> tuple[str, socket.socket]:

@@ -64,6 +64,21 @@ def against_tcp(elements: int, repeats: int, **settings: Any) -> Paired:
     return paired
 
 
+def measure_tls(lab: Lab) -> list[Figure]:
+    """Wall and CPU time of an average over TLS against the same in plain text, taken in turn."""
+    walls, cpus = [], []
+    elements = lab.size(11_700_000)
+    with couple(elements) as plain, couple(elements, certified=True) as safe:
+        for k in range(-WARM_UP, lab.pairs):
+            plain_s, plain_cpu = plain.average()
+            safe_s, safe_cpu = safe.average()
+            if k >= 0:
+                walls.append(safe_s / plain_s)
+                cpus.append(safe_cpu / plain_cpu)
+    name = f"average of {elements / 1e6:g} M, f32, over TLS / in plain text"
+    return [median(f"{name}: time", walls, "x"), median(f"{name}: CPU", cpus, "x")]
+
+
 def training_lost(elements: int, repeats: int, **settings: Any) -> list[float]:
     """Seconds of training that one average costs the node that serves it, one entry a repeat.
 

@@ -28,6 +28,7 @@ class Measurement(NamedTuple):
 MEASUREMENTS: dict[str, Measurement] = {
     "signs": Measurement("packing, unpacking and counting signs, against memcpy", signs.measure),
     "exchange": Measurement("one average through both processes of two nodes, against plain TCP", exchange.measure),
+    "tls": Measurement("the same average over TLS, against plain text", exchange.measure_tls),
     "baselines": Measurement("memcpy, TCP, gloo and an average in every codec, side by side", baselines.measure),
     "sizes": Measurement("an average by the size of the model, beside TCP", sizes.measure),
     "hivemind": Measurement("the same average by hivemind, if it is installed", against_hivemind.measure),

@@ -30,6 +30,7 @@ VERBS = {
     "status": ("shoal.cli.status", "Show what a running node and its members do."),
     "eval": ("shoal.cli.evaluate", "Measure a model on the held-out data of a task."),
     "export": ("shoal.cli.export", "Take the trained model out of a state folder, for plain torch."),
+    "certs": ("shoal.cli.certs", "Make certificates, so that nodes talk over TLS and know each other."),
     "config": ("shoal.cli.config", "Show every setting and where it came from, or validate them."),
 }
 """Verb -> (module, the line in `shoal --help`)."""

@@ -11,6 +11,7 @@ SETTINGS = [
     "listen",
     "advertise",
     "http",
+    "tls",
     "insecure",
     "shoal",
     "name",

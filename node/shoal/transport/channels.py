@@ -1,20 +1,24 @@
 """How gRPC is set up on both sides: options, credentials, method names, and what a stream says of its ends.
 
-The only place that chooses credentials. This version has none (everything is plain text); `daemon.py` decides
-which addresses are listened on without them.
+The only place that chooses credentials: those of `tls.py`, or none where there is no TLS; `process.py` decides which
+addresses are listened on without them.
 """
 
 import asyncio
 import errno
 import socket
 from collections.abc import Iterable
-from typing import Any, NamedTuple, Self
+from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 import grpc
 
 from shoal.errors import PortInUse, SettingsError
 from shoal.transport.frames import CHUNK_BYTES, FRAME_LIMIT
 from shoal.v1 import node_pb2 as pb
+
+if TYPE_CHECKING:
+    from shoal.certificates.member import Member
+    from shoal.transport.tls import Gate, Tls
 
 SERVICE = pb.DESCRIPTOR.services_by_name["NodeService"].full_name
 HELLO, CONTROL, EXCHANGE = (f"/{SERVICE}/{method}" for method in ("Hello", "Control", "Exchange"))
@@ -24,6 +28,10 @@ REASON_LIMIT = 600
 WINDOW_BYTES = 4 * CHUNK_BYTES
 """What a peer may send ahead of our reading, a stream: the bound on memory, and on a slow path the longest queue.
 Large enough for 80 MB/s at a round trip of 0.1 s."""
+
+CONNECTIONS_LIMIT = 2048
+"""TCP connections to a port, which are closed at once beyond that. A neighbour has two, and a third for a moment."""
+HANDSHAKE_S = 10
 
 _FROM, _TO, _CONNECTION = "shoal-from", "shoal-to", "shoal-connection"
 
@@ -57,40 +65,52 @@ class Ends(NamedTuple):
         return cls(caller, int(numbers[0]), callee, int(numbers[1]), int(numbers[2]))
 
 
-def channel(address: str, heartbeat_s: float) -> Any:
-    """A client's grpc.aio channel. Raises SettingsError for what is no HOST:PORT.
+def channel(address: str, heartbeat_s: float, tls: "Tls | None" = None, to: "Member | None" = None) -> Any:
+    """A client's grpc.aio channel; with `tls`, `to` nobody but the holder of that certificate. Raises SettingsError for
+    what is no HOST:PORT.
 
     Each has a TCP connection of its own: a full Exchange must never delay Control.
     """
     host, port = _split(address)
-    options = [
+    options: list[tuple[str, int | str]] = [
         *_common_options(heartbeat_s),
         ("grpc.use_local_subchannel_pool", 1),
         ("grpc.enable_http_proxy", 0),  # peers are reached directly, whatever http_proxy says
         ("grpc.enable_retries", 0),  # a stream is one connection's; nobody but the dialler opens another
     ]
     # With our own scheme in front, an address that a peer gave cannot become "unix:" or "xds:".
-    return grpc.aio.insecure_channel(f"dns:///{_joined(host, port)}", options)
+    target = f"dns:///{_joined(host, port)}"
+    if tls is None:
+        return grpc.aio.insecure_channel(target, options)
+    assert to is not None, "with TLS nobody is called who was not looked at"
+    options.append(("grpc.ssl_target_name_override", to.host))
+    return grpc.aio.secure_channel(target, tls.channel_credentials(), options)
 
 
-def server(heartbeat_s: float) -> Any:
-    """A grpc.aio server that has no port yet."""
+def server(heartbeat_s: float, gate: "Gate | None" = None) -> Any:
+    """A grpc.aio server that has no port yet; with TLS, behind a gate."""
     options = [
         *_common_options(heartbeat_s),
         ("grpc.so_reuseport", 0),  # else a second node on one port would get half of the first one's peers
         ("grpc.http2.min_ping_interval_without_data_ms", _keepalive_ms(heartbeat_s) // 2),
         ("grpc.max_concurrent_streams", 64),  # of one TCP connection; a node opens one
+        ("grpc.max_allowed_incoming_connections", CONNECTIONS_LIMIT),
+        ("grpc.server_handshake_timeout_ms", 1000 * HANDSHAKE_S),  # for who connects and then says nothing
     ]
-    return grpc.aio.server(options=options, maximum_concurrent_rpcs=4096)
+    interceptors = () if gate is None else (gate,)
+    return grpc.aio.server(interceptors=interceptors, options=options, maximum_concurrent_rpcs=4096)
 
 
-async def bind(server: Any, address: str) -> str:
+async def bind(server: Any, address: str, tls: "Tls | None" = None) -> str:
     """Opens HOST:PORT on a server and returns it, a free port in place of 0. Raises PortInUse or SettingsError."""
     host, port = _split(address)
     taken = PortInUse(f"somebody listens on {address} already; stop that, or give another port (0 takes a free one)")
     try:
         await _probe(host, port)
-        bound = server.add_insecure_port(_joined(host, port))
+        if tls is None:
+            bound = server.add_insecure_port(_joined(host, port))
+        else:
+            bound = server.add_secure_port(_joined(host, port), tls.server_credentials())
     except socket.gaierror as error:
         raise SettingsError(f"cannot listen on {address}: {error.strerror}") from None
     except OSError as error:
@@ -100,6 +120,11 @@ async def bind(server: Any, address: str) -> str:
     except RuntimeError:  # gRPC's word for a port that was taken between the probe and now
         raise taken from None
     return _joined(host, bound)
+
+
+def host_of(context: Any) -> str:
+    """Where a call comes from, without its port, which is another each time: what a complaint is about."""
+    return str(context.peer()).rpartition(":")[0]
 
 
 async def _probe(host: str, port: int) -> None:

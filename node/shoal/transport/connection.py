@@ -9,7 +9,7 @@ import contextlib
 import dataclasses
 import logging
 from collections.abc import Callable, Coroutine
-from typing import Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import grpc
 from google.protobuf.message import DecodeError
@@ -18,6 +18,9 @@ from shoal.errors import BadFrame, PeerError
 from shoal.transport.frames import CHUNK_TAG, Assembler, frames
 from shoal.transport.rate import Limit
 from shoal.v1 import node_pb2 as pb
+
+if TYPE_CHECKING:
+    from shoal.certificates.member import Member
 
 MESSAGE_QUEUE = 64
 """Messages that may wait for a peer that does not read: far above what an exchange has under way at a time."""
@@ -101,6 +104,7 @@ class Connection:
     ) -> None:
         self.peer = peer
         self.conn = conn
+        self.member: Member | None = None  # with TLS, by the certificate of the other end
         self.over = asyncio.Event()
         self.reason = ""
         self.code = grpc.StatusCode.OK

@@ -4,17 +4,22 @@ import asyncio
 import logging
 import random
 import re
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import grpc
 from google.protobuf.message import DecodeError
 
-from shoal.errors import BadFrame, Mismatch, PeerError, SettingsError
+from shoal.errors import BadFrame, Mismatch, PeerError, SettingsError, Untrusted
 from shoal.transport import channels
 from shoal.transport.channels import Ends
+from shoal.transport.claims import misfit
 from shoal.transport.connection import REASON_GRACE_S, Connection
 from shoal.transport.peers import Peers
 from shoal.v1 import node_pb2 as pb
+
+if TYPE_CHECKING:
+    from shoal.certificates.member import Member
+    from shoal.transport.tls import Tls
 
 HELLO_TIMEOUT_S = 5.0
 STAND_TIMEOUT_S = 5.0
@@ -28,8 +33,10 @@ _PREAMBLE = re.compile(r"^failed to connect to all addresses; last error: (?:[A-
 class Dialler:
     """Greets addresses and keeps the connections to the peers that are ours to dial."""
 
-    def __init__(self, peers: Peers, heartbeat_s: float, redial_s: tuple[float, float]) -> None:
-        self._peers = peers
+    def __init__(
+        self, peers: Peers, heartbeat_s: float, redial_s: tuple[float, float], tls: "Tls | None" = None
+    ) -> None:
+        self._peers, self._tls = peers, tls
         self._heartbeat_s = heartbeat_s
         self._redial_least_s, self._redial_most_s = redial_s
         self._targets: dict[str, pb.Identity] = {}
@@ -39,11 +46,13 @@ class Dialler:
     async def greet(self, address: str) -> pb.Hello:
         """Says Hello to an address and returns the answer, which is welcome.
 
-        Raises Mismatch when either side refuses, with the keys that differ; PeerError when nobody answers in time.
+        Raises Mismatch when either side refuses, with the keys that differ; Untrusted when a certificate does not
+        hold; PeerError when nobody answers in time.
         """
+        to = await self._reach(address)
         request = pb.HelloRequest(hello=self._peers.hello()).SerializeToString()
         try:
-            async with channels.channel(address, self._heartbeat_s) as channel:
+            async with channels.channel(address, self._heartbeat_s, self._tls, to) as channel:
                 answer = await channel.unary_unary(channels.HELLO)(request, timeout=HELLO_TIMEOUT_S)
             hello = pb.HelloResponse.FromString(answer).hello
         except SettingsError as error:
@@ -51,9 +60,13 @@ class Dialler:
         except grpc.RpcError as error:
             if error.code() is grpc.StatusCode.FAILED_PRECONDITION:
                 raise Mismatch(f"the node at {address} refuses: {_words(error.code(), error.details())}") from None
+            if error.code() is grpc.StatusCode.PERMISSION_DENIED:
+                raise Untrusted(f"the node at {address} refuses: {_words(error.code(), error.details())}") from None
             raise PeerError(f"no Hello from {address}: {_words(error.code(), error.details())}") from None
         except DecodeError as error:
             raise BadFrame(f"Hello from {address} is none: {error}") from None
+        if to is not None and (why := misfit(hello.identity, to)) is not None:
+            raise Untrusted(f"{address}: {why}")
         reason = self._peers.receive(hello)
         if reason is not None:
             raise Mismatch(f"{hello.identity.node_id} at {address} does not fit: {reason}")
@@ -103,9 +116,15 @@ class Dialler:
         me, conn = self._peers.identity, next(self._peers.numbers)
         metadata = Ends(me.node_id, me.incarnation, peer.node_id, peer.incarnation, conn).metadata()
         try:
-            first = channels.channel(peer.address, self._heartbeat_s)
-            second = channels.channel(peer.address, self._heartbeat_s)
-        except SettingsError as error:
+            to = await self._reach(peer.address)
+            if to is not None and (reason := misfit(peer, to)) is not None:
+                raise Untrusted(f"at {peer.address}: {reason}")  # noqa: TRY301
+            first = channels.channel(peer.address, self._heartbeat_s, self._tls, to)
+            second = channels.channel(peer.address, self._heartbeat_s, self._tls, to)
+        except Untrusted as error:
+            self._peers.events.refused(peer.node_id, error)
+            return False, str(error)
+        except (SettingsError, PeerError) as error:
             return False, str(error)
         async with first, second:
             try:
@@ -116,9 +135,13 @@ class Dialler:
                 return False, f"the streams did not stand within {STAND_TIMEOUT_S:g} s"
             except grpc.RpcError as error:
                 return False, _words(error.code(), error.details())
-            connection = self._peers.begin(peer, conn, (control, exchange))
+            connection = self._peers.begin(peer, conn, (control, exchange), to)
             await self._hold(connection, control, exchange)
         return connection.code is not grpc.StatusCode.INVALID_ARGUMENT, connection.reason
+
+    async def _reach(self, address: str) -> "Member | None":
+        """Who listens there by its certificate; without TLS nobody can know. Raises PeerError."""
+        return None if self._tls is None else await self._tls.reach(address)
 
     async def _hold(self, connection: Connection, *calls: Any) -> None:
         """Returns when the connection is over, which it is when either call is."""

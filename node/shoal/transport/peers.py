@@ -4,10 +4,14 @@ import collections
 import itertools
 import re
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 from shoal.transport.connection import Connection, Stream, Traffic, TransportEvents
 from shoal.transport.rate import Limit
 from shoal.v1 import node_pb2 as pb
+
+if TYPE_CHECKING:
+    from shoal.certificates.member import Member
 
 _NODE_ID = re.compile(r"[A-Za-z0-9_.-]{1,128}")  # it goes into gRPC metadata and into logs
 _TEXT_LIMIT = 256
@@ -61,7 +65,9 @@ class Peers:
             return None, f"{self.identity.node_id} opens the streams to {node_id}: the lower node id does"
         return known, "it said Hello"
 
-    def begin(self, peer: pb.Identity, conn: int, streams: tuple[Stream, Stream]) -> Connection:
+    def begin(
+        self, peer: pb.Identity, conn: int, streams: tuple[Stream, Stream], member: "Member | None" = None
+    ) -> Connection:
         """Takes a new connection up, after taking down an older one. `streams`: Control, Exchange."""
         older = self.live.get(peer.node_id)
         if older is not None:
@@ -70,6 +76,7 @@ class Peers:
         vector_bytes = (ours.element_bytes or 4) * ours.elements
         traffic = self.traffic[peer.node_id]
         connection = Connection(peer, conn, streams, vector_bytes, self.events, traffic, self.limit)
+        connection.member = member
         self.live[peer.node_id] = connection
         connection.begin()
         return connection

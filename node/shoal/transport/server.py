@@ -1,19 +1,24 @@
 """The side that is called: Hello, and the two streams of those who dial."""
 
 import asyncio
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import grpc
 from google.protobuf.message import DecodeError
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
-from shoal.errors import BadFrame, Mismatch
+from shoal.errors import BadFrame, Mismatch, Untrusted
 from shoal.transport import channels
-from shoal.transport.channels import Ends
+from shoal.transport.channels import Ends, host_of
+from shoal.transport.claims import misfit, misnamed
 from shoal.transport.connection import Connection
 from shoal.transport.peers import Peers
 from shoal.v1 import node_pb2 as pb
+
+if TYPE_CHECKING:
+    from shoal.certificates.member import Member
+    from shoal.transport.tls import Tls
 
 PAIR_TIMEOUT_S = 5.0
 """How long a Control stream waits for its Exchange stream."""
@@ -27,11 +32,12 @@ class Server:
     (`channels.Ends`); the connection is up when both stand.
     """
 
-    def __init__(self, peers: Peers, heartbeat_s: float) -> None:
-        self._peers = peers
+    def __init__(self, peers: Peers, heartbeat_s: float, tls: "Tls | None" = None) -> None:
+        self._peers, self._tls = peers, tls
         self._halves: dict[Ends, tuple[Any, asyncio.Future[Connection]]] = {}
         self._health = health.aio.HealthServicer()
-        self._server = channels.server(heartbeat_s)
+        gate = tls.gate(peers.events.refused) if tls is not None else None
+        self._server = channels.server(heartbeat_s, gate)
         # Bytes in and out: what is no protobuf is a bad frame with a name, not a traceback inside grpc.
         handlers = {
             "Hello": grpc.unary_unary_rpc_method_handler(self._hello),
@@ -46,7 +52,7 @@ class Server:
 
     async def listen(self, address: str) -> str:
         """Binds, starts to serve, and returns HOST:PORT. Raises PortInUse or SettingsError."""
-        bound = await channels.bind(self._server, address)
+        bound = await channels.bind(self._server, address, self._tls)
         await self._server.start()
         for service in ("", channels.SERVICE):
             await self._health.set(service, health_pb2.HealthCheckResponse.SERVING)
@@ -63,6 +69,9 @@ class Server:
         except DecodeError as error:
             self._peers.events.refused("", BadFrame(f"Hello from {context.peer()} is none: {error}"))
             await _abort(context, grpc.StatusCode.INVALID_ARGUMENT, "not a HelloRequest")
+        member = await self._caller(context)
+        if member is not None and (why := misfit(hello.identity, member)) is not None:
+            await self._distrust(context, why)
         reason = self._peers.receive(hello)
         if reason is not None:
             if not self._peers.itself(hello.identity):
@@ -71,7 +80,7 @@ class Server:
         return pb.HelloResponse(hello=self._peers.hello()).SerializeToString()
 
     async def _control(self, _requests: Any, context: Any) -> None:
-        ends, _ = await self._admitted(context)
+        ends, *_ = await self._admitted(context)
         if ends in self._halves:
             await _abort(context, grpc.StatusCode.ALREADY_EXISTS, f"connection {ends.number} has its Control stream")
         paired: asyncio.Future[Connection] = asyncio.get_running_loop().create_future()
@@ -88,20 +97,21 @@ class Server:
         await self._hold(connection, context)
 
     async def _exchange(self, _requests: Any, context: Any) -> None:
-        ends, _ = await self._admitted(context)
+        ends, *_ = await self._admitted(context)
         if ends not in self._halves:
             await _abort(context, grpc.StatusCode.FAILED_PRECONDITION, "open Control first, with the same metadata")
         control, paired = self._halves.pop(ends)
         await context.send_initial_metadata(())
-        _, peer = await self._admitted(context)  # it may have been forgotten meanwhile
+        _, peer, member = await self._admitted(context)  # it may have been forgotten meanwhile
         if paired.done():
             await _abort(context, grpc.StatusCode.ABORTED, "the Control stream broke")
-        connection = self._peers.begin(peer, next(self._peers.numbers), (control, context))
+        streams = (control, context)
+        connection = self._peers.begin(peer, next(self._peers.numbers), streams, member)
         paired.set_result(connection)
         await self._hold(connection, context)
 
-    async def _admitted(self, context: Any) -> tuple[Ends, pb.Identity]:
-        """Who opens a stream, and for which connection; aborts it if that node may not."""
+    async def _admitted(self, context: Any) -> "tuple[Ends, pb.Identity, Member | None]":
+        """Who opens a stream, and for which connection, by which certificate; aborts it if that node may not."""
         ends = Ends.read(context.invocation_metadata())
         if ends is None:
             await _abort(context, grpc.StatusCode.INVALID_ARGUMENT, "metadata does not say which connection this is")
@@ -109,10 +119,25 @@ class Server:
         if (ends.callee, ends.callee_incarnation) != (me.node_id, me.incarnation):
             reason = f"this is {me.node_id}, incarnation {me.incarnation}"
             await _abort(context, grpc.StatusCode.FAILED_PRECONDITION, reason)
+        member = await self._caller(context)
+        if member is not None and misnamed(ends.caller, member):
+            await self._distrust(context, f"{ends.caller} is not {member.words}")
         peer, reason = self._peers.admitted(ends.caller, ends.caller_incarnation)
         if peer is None:
             await _abort(context, grpc.StatusCode.FAILED_PRECONDITION, reason)
-        return ends, peer
+        return ends, peer, member
+
+    async def _caller(self, context: Any) -> "Member | None":
+        """By its certificate, where there is TLS. The gate has looked at it, but it may have been revoked since."""
+        try:
+            return None if self._tls is None else self._tls.caller(context)
+        except Untrusted as error:
+            await self._distrust(context, str(error))
+
+    async def _distrust(self, context: Any, why: str) -> NoReturn:
+        """Refuses who claims what the certificate does not."""
+        self._peers.events.refused(host_of(context), Untrusted(why))
+        await _abort(context, grpc.StatusCode.PERMISSION_DENIED, why)
 
     async def _hold(self, connection: Connection, context: Any) -> None:
         """Keeps a stream open while its connection is up. Cancelled when the caller is gone."""

@@ -1,8 +1,11 @@
 """The one object that the daemon holds: listens, greets, keeps the connections, sends."""
 
 import asyncio
+import logging
 from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING
 
+from shoal.errors import SettingsError, Untrusted
 from shoal.transport.connection import Traffic, TransportEvents
 from shoal.transport.dialler import Dialler
 from shoal.transport.peers import Peers
@@ -10,7 +13,15 @@ from shoal.transport.rate import Limit
 from shoal.transport.server import Server
 from shoal.v1 import node_pb2 as pb
 
+if TYPE_CHECKING:
+    from shoal.certificates.member import Member
+    from shoal.transport.tls import Tls
+
 LAST_WORDS_S = 0.5
+CERTIFICATES_S = 1.0
+"""How often the files of certificates are looked at, and whether those of connections that stand still hold."""
+
+log = logging.getLogger("shoal")
 
 
 class Transport:
@@ -26,18 +37,21 @@ class Transport:
         heartbeat_s: float = 0.5,
         redial_s: tuple[float, float] = (0.05, 2.0),
         max_rate: float = 0.0,
+        tls: "Tls | None" = None,
     ) -> None:
         """`hello` says who we are now; its `elements` and `element_bytes` fix the size of every vector.
 
         `judge` decides on another's Hello: None is welcome, a text is the reason for refusal, with the keys that
         differ. `redial_s` bounds the waits between attempts to connect, least and most. `max_rate` bounds the bytes
-        a second that go out, to all peers together; 0: no limit.
+        a second that go out, to all peers together; 0: no limit. With `tls` nobody is talked to without it.
         """
         self._identity = identity
         self._limit = Limit(max_rate)
         self._peers = Peers(identity, hello, judge, events, self._limit)
-        self._server = Server(self._peers, heartbeat_s)
-        self._dialler = Dialler(self._peers, heartbeat_s, redial_s)
+        self._tls = tls
+        self._server = Server(self._peers, heartbeat_s, tls)
+        self._dialler = Dialler(self._peers, heartbeat_s, redial_s, tls)
+        self._watch: asyncio.Task[None] | None = None
 
     @property
     def traffic(self) -> Mapping[str, Traffic]:
@@ -51,7 +65,10 @@ class Transport:
 
     async def listen(self, address: str) -> str:
         """Serves on HOST:PORT and returns it, with the port that was taken for 0. Raises PortInUse or SettingsError."""
-        return await self._server.listen(address)
+        bound = await self._server.listen(address)
+        if self._tls is not None:
+            self._watch = asyncio.create_task(self._watch_certificates(self._tls), name="certificates")
+        return bound
 
     async def greet(self, address: str) -> pb.Hello:
         """Exchanges Hellos with whoever listens there; both sides judge. At most 5 s.
@@ -109,7 +126,38 @@ class Transport:
             _, late = await asyncio.wait(last_words, timeout=LAST_WORDS_S)
             for one in late:
                 one.cancel()
+        if self._watch is not None:
+            self._watch.cancel()
+            await asyncio.gather(self._watch, return_exceptions=True)
         for peer_id in list(self._peers.live):
             self.forget(peer_id, f"{self._identity.node_id} closes")
         await self._dialler.close()
         await self._server.close()
+
+    async def _watch_certificates(self, tls: "Tls") -> None:
+        """Takes up what has changed on disk, and ends the connections whose certificates hold no more."""
+        said = ""  # of our own certificate, once for each new text
+        while True:
+            try:
+                if news := tls.credentials.refresh():
+                    log.info("%s", news)
+            except SettingsError as error:
+                log.warning("%s; what was read before still holds", error)
+            if (ours := tls.credentials.warning()) != said:
+                said = ours
+                if ours:
+                    log.warning("%s", ours)
+            for peer_id, connection in list(self._peers.live.items()):
+                if connection.member is not None:
+                    self._check_certificate(tls, peer_id, connection.member)
+            await asyncio.sleep(CERTIFICATES_S)
+
+    def _check_certificate(self, tls: "Tls", peer_id: str, member: "Member") -> None:
+        why = tls.credentials.problem(member)
+        if why is None:
+            return
+        self._peers.events.refused(peer_id, Untrusted(why))
+        if member.serial in tls.credentials.revoked:
+            self.forget(peer_id, why)
+        else:
+            self.reset(peer_id, why)  # one that was renewed comes back with the new certificate
