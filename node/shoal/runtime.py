@@ -6,16 +6,16 @@ atomic is a plain function on that loop.
 """
 
 import asyncio
-import dataclasses
 import random
-from collections.abc import Awaitable, Callable, Iterator, Sequence
-from typing import Any, Protocol, TypeVar
+from collections.abc import Awaitable, Iterator, Sequence
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
 from shoal.algorithms import BY_NAME
 from shoal.algorithms.descent import Schedule, largest_growth, schedule
+from shoal.carrier import Host, View
 from shoal.collective import Collective, check
 from shoal.coordinated import Behind, Coordinated
 from shoal.counting import Counting
@@ -23,8 +23,9 @@ from shoal.delta import Between, Delta
 from shoal.element_codecs import pair_codecs
 from shoal.errors import MemberLost, TopologyError
 from shoal.exchange import Settlement
+from shoal.gradients import Gradients
 from shoal.handover import Handover, Model
-from shoal.learner import Counts, Gradient, Learner
+from shoal.learner import Counts, Learner
 from shoal.messages import AVERAGES, Kind, Message, PeerId
 from shoal.mixer import Mixer, noise
 from shoal.mixing import Mixing, mixing
@@ -40,53 +41,6 @@ from shoal.topology import Graph, graph, what_is_left
 T = TypeVar("T")
 
 
-@dataclasses.dataclass(frozen=True)
-class View:
-    """The members of a run, sorted by id, and where it starts."""
-
-    id: str
-    members: tuple[PeerId, ...]
-    samples: tuple[int, ...]  # training samples, member for member
-    round: int = 0
-    same_round: bool = True
-    parent: str = ""  # id of the view before; none: it is the first
-    cut: tuple[tuple[PeerId, PeerId], ...] = ()  # members that do not reach each other, the lower id first
-
-
-class Host(Protocol):
-    """What carries a worker: a trainer process, or the simulator."""
-
-    def send(self, peer: PeerId, message: Message) -> None:
-        """Hand over in order; lost if the connection breaks."""
-
-    def snapshot(self, state: Tensor) -> Tensor:
-        """A copy, where `send` finds it; whoever asks for it lets go of it when it is done."""
-
-    def compute(self, work: Callable[[], T], cost: float = 1.0) -> Awaitable[T]:
-        """Run `work` beside the loop (a thread, or some virtual seconds); `cost`: minibatch gradients it is worth."""
-
-    def computes(self) -> bool:
-        """Whether something that `compute` was given is not done yet, and uses the model."""
-
-    def clock(self) -> float:
-        """Seconds, monotonic."""
-
-    def total_gradients(self) -> int:
-        """Gradients applied by all members, as far as known here."""
-
-    def gradients_of(self, member: PeerId) -> int:
-        """Gradients applied by one member, as far as known here."""
-
-    def counted(self) -> None:
-        """A gradient was applied: the moment at which all of the worker's state fits together."""
-
-    def record(self, event: str, **fields: Any) -> None:
-        """One line of history."""
-
-    def warn(self, text: str) -> None:
-        """A line for the operator."""
-
-
 class Runtime:
     """A worker. `state` is (d+b,): d parameters, which algorithms see as `x`, and b float buffers, averaged with them
     but never corrected. Raises TaskError for a task that is none for the algorithm."""
@@ -97,7 +51,6 @@ class Runtime:
         self.me, self.learner, self.settings, self.host = me, learner, settings, host
         self.state = state
         self.x, self._buffers = state[: learner.model.layout.d], state[learner.model.layout.d :]
-        self._g = torch.empty_like(self.x)  # where gradients are made
         self.rng = random.Random(f"{settings.seed}/{me}")
         self.momentum, self.overlap, self.weight_decay = settings.momentum, settings.overlap, settings.weight_decay
         self.exchange_every = settings.exchange_every
@@ -109,9 +62,9 @@ class Runtime:
         self.mixing: Mixing | None = None
         self.round = self.steps = self.gradients = 0
         self.took_over = False  # what is about to be counted holds no gradient of this worker
-        self.loss = self.last_loss = float("nan")
         self._sent = 0, 0  # of the last snapshot: where it lies, and which change of the state it was taken after
         self.stopwatch = Stopwatch(host.clock)
+        self.computed = Gradients(learner, state, host, self.stopwatch, batch=settings.batch)
         self.packed, draw = settings.packed, noise(settings.seed, me)
         self.pairing = Pairing(
             me,
@@ -155,7 +108,6 @@ class Runtime:
         self._reachable: list[PeerId] | None = None  # the neighbours that are up; None: to be found again
         self._beside: set[asyncio.Task[Any]] = set()  # what the algorithm has begun
         self.lacks_model = False  # it waits for another's
-        self._taken: asyncio.Future[Gradient] | None = None  # a gradient that is not counted yet
 
     @property
     def settlement(self) -> Settlement:
@@ -190,7 +142,7 @@ class Runtime:
             self.mixer.enter({view.members[j]: w for j, w in self.mixing.row(rank).items()})
         if s.fixed_view:
             if view.round != self.round:
-                self._forget_gradient()
+                self.computed.forget()
             self.round = view.round
             self.kept_corrections = view.same_round
         self._budget, self._rounds = s.total_gradients(n), s.total_rounds(n)
@@ -284,7 +236,7 @@ class Runtime:
         self.lacks_model = True
         model = await self._handover.fetch(peer)
         self.lacks_model, self._joined = False, True
-        self._forget_gradient()
+        self.computed.forget()
         for mine, part in zip(self._shared(), model.parts, strict=False):
             mine.copy_(part[: mine.numel()])
         if self.settings.synchronous and not self.settings.fixed_view:
@@ -365,6 +317,11 @@ class Runtime:
         return self.host.total_gradients() / self._budget
 
     @property
+    def loss(self) -> float:
+        """A running mean over recent minibatches; NaN before the first."""
+        return self.computed.loss
+
+    @property
     def lr(self) -> float:
         """The step size now."""
         return self.settings.lr * self._factor(self.progress)
@@ -408,58 +365,24 @@ class Runtime:
         """One gradient has been applied, or the answer of a round that was missed."""
         self.gradients += not self.took_over
         self.took_over = False
-        self._forget_gradient()
+        self.computed.forget()
         self.steps += 1
         self.stopwatch.steps += 1
         if self.settings.synchronous:
             self.round += 1
         self.host.counted()
 
-    async def gradient(self, x: Tensor) -> Tensor:
-        """(d,): the next minibatch's gradient at x as it is now; it holds until the next one is asked for. One that was
-        taken in a round that has to be done again, with x as it was, is given again."""
-        with self.stopwatch.at("compute"):
-            if not self.settings.fixed_view:
-                result = await self._gradient(x)
-                return result.g
-            if self._taken is None:
-                self._taken = asyncio.ensure_future(self._gradient(x))
-                self._taken.add_done_callback(_looked_at)
-            result = await asyncio.shield(self._taken)
-        return result.g
+    def gradient(self, x: Tensor) -> Awaitable[Tensor]:
+        """(d,): the next minibatch's gradient at x as it is now; it holds until the next one is asked for."""
+        return self.computed.minibatch(x, keep=self.settings.fixed_view)
 
-    async def _gradient(self, x: Tensor) -> Gradient:
-        pulled: Tensor | None = None
-        if x is self.x and not self.host.computes():
-            self.learner.pull(self.state)
-        else:
-            pulled = torch.cat((x, self._buffers))
-        result = await self.host.compute(lambda: self.learner.gradient(pulled, out=self._g))
-        if result.buffers is not None:
-            self._buffers.add_(result.buffers)
-        self.loss = result.loss if self.loss != self.loss else 0.95 * self.loss + 0.05 * result.loss
-        self.last_loss = result.loss
-        return result
-
-    def _forget_gradient(self) -> None:
-        self._taken = None
-
-    async def full_gradient(self, x: Tensor) -> Tensor:
+    def full_gradient(self, x: Tensor) -> Awaitable[Tensor]:
         """(d,): the mean over all own samples. Its loss is the worker's from here on."""
-        at, cost = torch.cat((x, self._buffers)), self.learner.samples / self.batch
-        with self.stopwatch.at("compute"):
-            result = await self.host.compute(lambda: self.learner.full(at), cost)
-        self.loss = self.last_loss = result.loss
-        return result.g
+        return self.computed.full(x)
 
-    async def change(self, w: Tensor, x: Tensor, rows: Tensor) -> Tensor:
+    def change(self, w: Tensor, x: Tensor, rows: Tensor) -> Awaitable[Tensor]:
         """(d,): sum over `rows` of grad f_r(w) - grad f_r(x)."""
-        if not len(rows):
-            return torch.zeros_like(w)
-        at, snapshot = (torch.cat((v, self._buffers)) for v in (w, x))
-        cost = 2 * len(rows) / self.batch
-        with self.stopwatch.at("compute"):
-            return await self.host.compute(lambda: self.learner.change(at, snapshot, rows), cost)
+        return self.computed.change(w, x, rows)
 
     def mix(self, t: int, y: Tensor) -> Awaitable[Tensor]:
         """(d,): sum_j W_ij y_j, in the order of the ids; posted at once. Buffers are mixed beside it."""
@@ -600,9 +523,3 @@ class Runtime:
         delta.add_to(self.state, as_sent=as_sent)
         if self.settings.corrected:  # also what is settled after a resume, before the algorithm begins
             delta.add_to(self.moved)
-
-
-def _looked_at(taken: "asyncio.Future[Gradient]") -> None:
-    """An error of a gradient that nobody waits for any more is nobody's."""
-    if not taken.cancelled():
-        taken.exception()

@@ -18,12 +18,13 @@ import torch
 from torch import Tensor
 
 from shoal import virtual_time
+from shoal.carrier import View
 from shoal.data.loading import load_task, local_data
 from shoal.data.task import Data, Place, Task
 from shoal.errors import Diverged, MemberLost, PeerError, SettingsError, TopologyError
 from shoal.learner import Learner, initial_state
 from shoal.messages import AVERAGES, Message, PeerId
-from shoal.runtime import Runtime, View
+from shoal.runtime import Runtime
 from shoal.settings import Settings
 
 T = TypeVar("T")
@@ -125,7 +126,7 @@ Fault = Callable[[PeerId, PeerId, Message], float | None]
 
 
 class SimHost:
-    """What carries one worker: `runtime.Host` in virtual time."""
+    """What carries one worker: `carrier.Host` in virtual time."""
 
     def __init__(self, world: "World", index: int, me: PeerId) -> None:
         self.world, self.index, self.me = world, index, me
@@ -158,7 +159,7 @@ class SimHost:
         return self.world.gradients_of(member)
 
     def counted(self) -> None:
-        loss = self.world.runtimes[self.index].last_loss
+        loss = self.world.runtimes[self.index].computed.last_loss
         if not math.isfinite(loss):
             raise Diverged(f"the loss of {self.me} is {loss}: the model has diverged; try a smaller --lr")
         self.world.on_count(self.index)

@@ -8,17 +8,18 @@ import pytest
 import torch
 from small_tasks import Line, learner
 
+from shoal.carrier import View
 from shoal.errors import BadVector
 from shoal.messages import Kind, Message
 from shoal.pairing import FIRST_PATIENCE_S
-from shoal.runtime import Runtime, View
+from shoal.runtime import Runtime
 from shoal.settings import Settings
 
 T = TypeVar("T")
 
 
 class Host:
-    """`runtime.Host` whose clock the test turns. The run has its gradients already, so nothing is computed."""
+    """`carrier.Host` whose clock the test turns. The run has its gradients already, so nothing is computed."""
 
     def __init__(self) -> None:
         self.now = 0.0

@@ -1,4 +1,4 @@
-"""`runtime.Host` in a trainer process: carries one worker, as the daemon tells it."""
+"""`carrier.Host` in a trainer process: carries one worker, as the daemon tells it."""
 
 import asyncio
 import contextlib
@@ -17,6 +17,7 @@ from typing import Any, TypeVar
 import torch
 
 from shoal import wire
+from shoal.carrier import View
 from shoal.checkpoint import Checkpoint
 from shoal.data.loading import load_task, local_data, task_document
 from shoal.data.task import Place
@@ -26,7 +27,7 @@ from shoal.history import History
 from shoal.learner import Counts, Learner, initial_state
 from shoal.link import LEAST_SLOT, RECEIVE, TRANSMIT, Channel, Packet, Segment
 from shoal.messages import AVERAGES, Kind, Message, PeerId
-from shoal.runtime import Runtime, View
+from shoal.runtime import Runtime
 from shoal.settings import Settings
 from shoal.sharing import Memory
 from shoal.trainer.computing import Computing
@@ -88,7 +89,7 @@ class TrainerHost:
         self._sound = True  # the model is worth a checkpoint
         self._warned_of: set[PeerId] = set()
 
-    # --- runtime.Host -------------------------------------------------------------------------------------------
+    # --- carrier.Host -------------------------------------------------------------------------------------------
 
     def send(self, peer: PeerId, message: Message) -> None:
         """To a peer, by way of the daemon; the own count of gradients rides along."""
@@ -144,12 +145,12 @@ class TrainerHost:
     def counted(self) -> None:
         """After each gradient: history, and now and then a checkpoint or an evaluation. Raises Diverged."""
         runtime, s = self.runtime, self.settings
-        if not math.isfinite(runtime.last_loss):
+        if not math.isfinite(runtime.computed.last_loss):
             raise Diverged(
-                f"the loss is {runtime.last_loss} after {runtime.steps} steps: the model has diverged; "
+                f"the loss is {runtime.computed.last_loss} after {runtime.steps} steps: the model has diverged; "
                 f"try a step size below --lr {s.lr}"
             )
-        self.history.write("step", step=runtime.steps, loss=runtime.last_loss, gradients=runtime.gradients)
+        self.history.write("step", step=runtime.steps, loss=runtime.computed.last_loss, gradients=runtime.gradients)
         self.keeper.mark()
         if s.checkpoint_every and runtime.steps % s.checkpoint_every == 0:
             self._spawn(self._save(self.keeper.snapshot()), "checkpoint")
