@@ -268,8 +268,8 @@ class Daemon:
             waiting = self.membership.waiting or "for members"
             log.info("waiting: %s", "; ".join(filter(None, (waiting, self.seeking.waiting, others))))
             return
-        if self.seeking.waiting:
-            log.info("waiting: %s", self.seeking.waiting)
+        for why in filter(None, (self.seeking.waiting, self.membership.held_up)):
+            log.info("waiting: %s", why)
         log.info("%s", status.progress(self.membership, self.talk.trained))
 
     def _publish(self) -> None:

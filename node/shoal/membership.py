@@ -17,6 +17,7 @@ from shoal.roster import PHASE_WORDS, Action, Gone, Installed, Joined, Member, R
 from shoal.v1.node_pb2 import (
     PHASE_AVERAGED,
     PHASE_FINISHED,
+    PHASE_RUNNING,
     ROLE_COORDINATOR,
     Control,
     Heartbeat,
@@ -215,6 +216,12 @@ class Membership:
     def waiting(self) -> str:
         """Why the next view is not there yet, for people."""
         return self.agreement.waiting
+
+    @property
+    def held_up(self) -> str:
+        """The same where it keeps this node from training, or from the end; empty where it does not."""
+        trains = self.phase == PHASE_RUNNING and not self.views.synchronous
+        return "" if trains else self.waiting
 
     @property
     def phase(self) -> Phase.ValueType:

@@ -27,8 +27,8 @@ def status(
     right, total = membership.held_out()
     view = membership.view
     waits = list(trained.get("waits", []))
-    if membership.waiting and membership.phase != pb.PHASE_RUNNING:
-        waits.append({"for": "a view", "seconds": None, "why": membership.waiting})
+    if membership.held_up:
+        waits.append({"for": "a view", "seconds": None, "why": membership.held_up})
     if seeking:
         waits.append({"for": "a coordinator", "seconds": None, "why": seeking})
     own = own_figures(settings, membership.roster.me, ready, trained, transport)
@@ -36,7 +36,12 @@ def status(
         "node": {**own, "phase": members[0]["phase"]},
         "view": None
         if view is None
-        else {"id": view.id, "number": view.number, "members": [m.node_id for m in view.members]},
+        else {
+            "id": view.id,
+            "number": view.number,
+            "members": [m.node_id for m in view.members],
+            "cut": [[edge.a, edge.b] for edge in view.cut],
+        },
         "members": members,
         "waits": waits,
         "shoal": {

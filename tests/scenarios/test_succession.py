@@ -160,7 +160,7 @@ def test_the_smaller_side_may_be_told_to_pause_and_says_why() -> None:
     assert net.run(10, until=lambda: net.in_view("cde"))
     net.run(5)
     assert net.nodes["a"].ids == "abcde"
-    assert net.nodes["a"].members.waiting.startswith("2 of 5 members are on this side of a split")
+    assert net.nodes["a"].members.held_up.startswith("2 of 5 members are on this side of a split")
     net.link("ab", "cde")
     assert net.run(10, until=lambda: net.in_view("abcde"))
 
