@@ -4,7 +4,7 @@ import dataclasses
 import math
 from collections.abc import Collection
 
-from shoal.enrolment import HASH, Position
+from shoal.enrolment import HASH, Enrolment, Position
 from shoal.messages import PeerId
 from shoal.settings import Settings
 
@@ -101,6 +101,12 @@ def may_begin(members: Collection[PeerId], linked: Collection[PeerId]) -> tuple[
     do not see each other would undo each other's rounds."""
     others = sorted(set(linked) - set(members))
     return not others, f"{others[0]} is in a run of these settings that began without this node" if others else ""
+
+
+def begins(enrolment: Enrolment, at_work: Collection[PeerId]) -> bool:
+    """Whether a view that is new to the coordinator begins a run; else its worker, killed and started again from its
+    checkpoint, comes back to the others, who are `at_work` and will not enrol again."""
+    return enrolment.first == 0 or not set(at_work) & set(enrolment.members)
 
 
 def from_position(run: Settings, needed: Position) -> list[Position]:

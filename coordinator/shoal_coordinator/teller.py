@@ -82,7 +82,8 @@ class Teller:
 
     def enrol(self, worker: PeerId, enrolment: Enrolment) -> None:
         """A worker is connected, and says where it stands. Raises Mismatch, with nothing changed."""
-        begins = enrolment.start not in ("", self._start)
+        at_work = {other for other in self._linked - {worker} if other in self.roll.enrolled}
+        begins = enrolment.start not in ("", self._start) and rounds.begins(enrolment, at_work)
         if begins:
             for fits, why in (
                 rounds.quorum_fits(self.terms, enrolment.members),

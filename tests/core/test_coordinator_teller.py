@@ -256,6 +256,20 @@ def test_a_run_that_goes_on_from_checkpoints_is_given_the_answers_since(booth: B
     assert booth.teller.round == 300
 
 
+def test_one_that_comes_back_from_its_checkpoint_does_not_begin_the_run_of_the_others_anew(booth: Booth) -> None:
+    """It was killed, and the view that took it in again is all that it knows of the run; the others vote on."""
+    booth.all_vote(3)
+    booth.vote("a", 3)
+    booth.teller.left("b")
+    booth.sent.clear()
+    booth.enrol("b", round=1, start="a later view", first=3)
+    assert booth.answers("b") == [1, 2]
+    booth.vote("c", 3)
+    assert booth.answers("a") == [], "b has not voted yet"
+    booth.vote("b", 3)
+    assert booth.answers("a") == booth.answers("b")[2:] == [3]
+
+
 def test_two_groups_that_do_not_see_each_other_do_not_undo_each_others_rounds(booth: Booth) -> None:
     booth.all_vote(2)
     other = Enrolment(position=Position(0, 0), start="other", first=0, members=("d", "e"), segments=(12, 8), carried=0)
