@@ -8,7 +8,7 @@ from pathlib import Path
 from mangler import Mangler, recorded
 from nodes_kit import own, shoal_in
 from puppet import address_of
-from strangers import Stranger, a_corpus_of_controls, assert_sound, mangle, names, sizes, steps
+from strangers import Stranger, a_corpus_of_controls, assert_sound, mangle, names, sizes
 
 RUN = {"rounds": 10**7, "lr": 0.001, "partition": "iid"}
 STRANGERS = 4
@@ -31,19 +31,18 @@ async def bear(folder: Path, frames: int, seed: int) -> None:
             pairs = list(zip(strangers, manglers, strict=True))
             warm = max(200, frames // 50)  # caches of gRPC, of torch and of the allocator fill once
             await asyncio.gather(*(mangle(stranger, mangler, warm // STRANGERS) for stranger, mangler in pairs))
-            before, stepped, began = sizes(node), steps(node), time.monotonic()
+            before, stepped, began = sizes(node), own(node)["step"], time.monotonic()
             sent = sum(await asyncio.gather(*(mangle(s, m, frames // STRANGERS) for s, m in pairs)))
             took = time.monotonic() - began
             assert_sound(node)
-            after, now = sizes(node), steps(node)
+            after, now = sizes(node), own(node)["step"]
             grown = {name: after[name] / before[name] - 1 for name in before}
             connections = sum(stranger.connections for stranger in strangers)
             print(f"seed {seed}: {sent} frames over {connections} connections in {took:.0f} s, {now - stepped} steps")
             print(f"resident {before}, grown by {', '.join(f'{name} {part:.1%}' for name, part in grown.items())}")
             for stranger in strangers:
                 await stranger.close()
-            stood = own(node)["step"]
-            await asyncio.to_thread(shoal.until_step, stood + 20, node)
+            await asyncio.to_thread(shoal.until_step, now + 20, node)
             assert now > stepped, "it has not trained meanwhile"
             assert max(grown.values()) <= GROWTH
             assert_sound(node)

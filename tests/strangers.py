@@ -177,11 +177,6 @@ def sizes(node: NodeProcess) -> dict[str, int]:
     return {name: resident_bytes(pid) for name, pid in processes(node).items()}
 
 
-def steps(node: NodeProcess) -> int:
-    """So far, by its history."""
-    return sum(line["kind"] == "step" for line in node.history())
-
-
 def assert_sound(node: NodeProcess) -> None:
     """It runs, and has met nothing that it did not expect."""
     assert node.process.poll() is None, node.log_tail()

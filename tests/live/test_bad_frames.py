@@ -8,5 +8,5 @@ from bad_frames import bear
 pytestmark = pytest.mark.live
 
 
-async def test_a_node_bears_a_thousand_bad_frames_and_trains_on(tmp_path: Path) -> None:
-    await bear(tmp_path, 1_000, seed=1)
+async def test_a_node_bears_twenty_thousand_bad_frames_and_trains_on(tmp_path: Path) -> None:
+    await bear(tmp_path, 20_000, seed=1)

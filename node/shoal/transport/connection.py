@@ -23,6 +23,9 @@ MESSAGE_QUEUE = 64
 """Messages that may wait for a peer that does not read: far above what an exchange has under way at a time."""
 CONTROL_QUEUE = 64
 """Control frames likewise: half a minute of heartbeats."""
+STALL_S = 60.0
+"""Without a frame in the middle of a vector: it holds a receive slot, of which all peers have four. The longest chunk
+passes in that time at 280 kbit/s; `max_rate` makes chunks shorter."""
 REASON_GRACE_S = 0.1
 """How long a failed write waits for the status that says why: it may be right behind."""
 
@@ -194,6 +197,9 @@ class Connection:
         except BadFrame as error:
             self._events.refused(self.peer.node_id, error)
             reason, code = str(error), grpc.StatusCode.INVALID_ARGUMENT
+        except TimeoutError:
+            reason = f"{self.peer.node_id} sends nothing for {STALL_S:g} s in the middle of a vector"
+            code = grpc.StatusCode.DEADLINE_EXCEEDED
         except STREAM_ERRORS:
             # Whoever watches over the streams (dialler or server) knows the status better.
             await asyncio.sleep(REASON_GRACE_S)
@@ -238,12 +244,16 @@ class Connection:
     async def _read_exchange(self) -> None:
         slot: int | None = None
         try:
-            while (frame := await self._read(self._exchange)) is not grpc.aio.EOF:
+            while True:
+                async with asyncio.timeout(None if slot is None else STALL_S):
+                    frame = await self._read(self._exchange)
+                if frame is grpc.aio.EOF:
+                    return
                 self._traffic.received_bytes += len(frame)
-                message = self._assembler.feed(frame)
-                if self._assembler.wanted is not None:
+                if self._assembler.wanted is not None:  # not before there is something to put into it
                     slot, view = await self._events.buffer(self._assembler.wanted)
                     self._assembler.fill(view)
+                message = self._assembler.feed(frame)
                 if message is not None:
                     header, vector, finite = message
                     self._traffic.received_payload_bytes += 0 if vector is None else len(vector)
