@@ -34,6 +34,7 @@ class Stranger:
         model, state = initial_state(task, settings.seed)
         document = task_document(task, model.layout)
         loaded = {"task_document": document, "elements": state.numel(), "element_bytes": 4}
+        self.elements = state.numel()
         self.address, self._name, self._names = address, name, itertools.count(1)
         self.me = pb.Identity(node_id=name, incarnation=1, name=name, address="127.0.0.1:9")
         self._said = hello.own(settings, self.me, {**loaded, "samples": 1, "histogram": []})
@@ -59,8 +60,9 @@ class Stranger:
                 return None
         return pb.HelloResponse.FromString(answer).hello.identity
 
-    async def open(self) -> None:
-        """Both streams, after a Hello. Under another name, where somebody has said one of a later life as this."""
+    async def open(self, *, reads: bool = True) -> None:
+        """Both streams, after a Hello. Under another name, where somebody has said one of a later life as this.
+        Without `reads` it takes nothing that the node says."""
         await self.close()
         if (node := await self.greet()) is None:
             self.me.node_id = self.me.name = f"{self._name}-{next(self._names)}"
@@ -75,7 +77,8 @@ class Stranger:
             streams.append(call)
         self._streams = streams[0], streams[1]
         self.connections += 1
-        self._readers = [asyncio.create_task(self._read(stream, k == 0)) for k, stream in enumerate(streams)]
+        if reads:
+            self._readers = [asyncio.create_task(self._read(stream, k == 0)) for k, stream in enumerate(streams)]
 
     async def _read(self, stream: Any, control: bool) -> None:
         with contextlib.suppress(*BROKEN):

@@ -103,10 +103,11 @@ def may_begin(members: Collection[PeerId], linked: Collection[PeerId]) -> tuple[
     return not others, f"{others[0]} is in a run of these settings that began without this node" if others else ""
 
 
-def begins(enrolment: Enrolment, at_work: Collection[PeerId]) -> bool:
-    """Whether a view that is new to the coordinator begins a run; else its worker, killed and started again from its
-    checkpoint, comes back to the others, who are `at_work` and will not enrol again."""
-    return enrolment.first == 0 or not set(at_work) & set(enrolment.members)
+def begins(enrolment: Enrolment, others: Collection[PeerId]) -> bool:
+    """Whether a view that is new to the coordinator begins a run, from its first round or from checkpoints of all; else
+    its worker comes back to the `others` of the run, who will not enrol anew. Those who began a run and those who came
+    back to it later know it by different views."""
+    return enrolment.first == enrolment.position.round == 0 or not set(others) & set(enrolment.members)
 
 
 def from_position(run: Settings, needed: Position) -> list[Position]:

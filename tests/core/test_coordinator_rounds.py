@@ -154,13 +154,21 @@ def test_answers_are_kept_up_to_a_number_and_up_to_a_size(nbytes: int, kept: int
 
 
 @pytest.mark.parametrize(
-    ("first", "at_work", "expected"),
-    [(0, "", True), (0, "bc", True), (40, "", True), (40, "c", False), (40, "x", True)],
+    ("first", "round", "others", "expected"),
+    [
+        (0, 0, "", True),
+        (0, 0, "bc", True),
+        (0, 20, "bc", False),
+        (0, 20, "", True),
+        (40, 20, "", True),
+        (40, 20, "c", False),
+        (40, 20, "x", True),
+    ],
 )
-def test_a_view_begins_a_run_unless_others_of_it_are_at_work_in_a_later_round(
-    first: int, at_work: str, expected: bool
+def test_a_view_begins_a_run_unless_its_worker_comes_back_to_others_of_it(
+    first: int, round: int, others: str, expected: bool
 ) -> None:
     enrolled = Enrolment(
-        position=Position(20, 1), start="view", first=first, members=tuple("abc"), segments=(4,), carried=0
+        position=Position(round, 1), start="view", first=first, members=tuple("abc"), segments=(4,), carried=0
     )
-    assert begins(enrolled, at_work) is expected
+    assert begins(enrolled, others) is expected

@@ -25,8 +25,8 @@ WINDOW_BYTES = 4 * CHUNK_BYTES
 """What a peer may send ahead of our reading, a stream: the bound on memory, and on a slow path the longest queue.
 Large enough for 80 MB/s at a round trip of 0.1 s."""
 
-HANDSHAKE_MS, IDLE_MS = 10_000, 60_000
-"""How long a TCP connection may take to become one of HTTP/2, and how long that may be there without a stream."""
+HANDSHAKE_MS = 10_000
+"""How long a TCP connection may take to become one of HTTP/2."""
 CONNECTIONS_LIMIT = 8192
 """TCP connections that are open at a time; a peer has two. Further ones are closed at once."""
 
@@ -86,7 +86,6 @@ def server(heartbeat_s: float) -> Any:
         ("grpc.http2.min_ping_interval_without_data_ms", _keepalive_ms(heartbeat_s) // 2),
         ("grpc.max_concurrent_streams", 64),  # of one TCP connection; a node opens one
         ("grpc.server_handshake_timeout_ms", HANDSHAKE_MS),
-        ("grpc.max_connection_idle_ms", IDLE_MS),
         ("grpc.max_allowed_incoming_connections", CONNECTIONS_LIMIT),
     ]
     return grpc.aio.server(options=options, maximum_concurrent_rpcs=4096)
