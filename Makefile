@@ -12,7 +12,7 @@ demo: $(STAMP)  ## five nodes on this machine train one model on label-skewed da
 test: $(STAMP)  ## all tests but the long ones
 	$(BIN)/pytest
 
-chaos: $(STAMP)  ## hours of faults and abuse: needs root, network namespaces and nft; tests/chaos says how long each takes
+chaos: $(STAMP)  ## an hour of faults and abuse; needs root, Linux and nft for most of it
 	$(BIN)/pytest -s tests/chaos
 
 check: $(STAMP)  ## style, types, layers, and generated code against proto/
