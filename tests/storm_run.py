@@ -106,6 +106,7 @@ def check(shoal: HostedShoal, storm: Storm) -> None:
     for node in shoal.nodes:
         books = applied(node.history())
         assert books.lives == node.lives
+        assert any(batch is not None for _, batch in books.survived), "no line says which batch"
         lost += books.lost
     print(f"{lost} gradients were lost with killed processes, none is in a model twice", flush=True)
     assert_one_model(shoal.nodes)

@@ -106,7 +106,8 @@ class Runtime:
         self.mixing: Mixing | None = None
         self.round = self.steps = self.gradients = 0
         self.took_over = False  # what is about to be counted holds no gradient of this worker
-        self.loss = self.last_loss = float("nan")
+        self.loss = float("nan")
+        self.last_loss: float | None = None  # of the last gradient, once there is one in this process
         self._sent = 0, 0  # of the last snapshot: where it lies, and which change of the state it was taken after
         self.stopwatch = Stopwatch(host.clock)
         self.packed, draw = settings.packed, noise(settings.seed, me)
