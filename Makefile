@@ -4,13 +4,16 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test check bench proto format clean
+.PHONY: demo test chaos check bench proto format clean
 
 demo: $(STAMP)  ## five nodes on this machine train one model on label-skewed data
 	$(BIN)/shoal demo
 
 test: $(STAMP)  ## all tests but the long ones
 	$(BIN)/pytest
+
+chaos: $(STAMP)  ## an hour of faults and abuse; needs root, Linux and nft for most of it
+	$(BIN)/pytest -s tests/chaos
 
 check: $(STAMP)  ## style, types, layers, and generated code against proto/
 	$(BIN)/ruff format --check .

@@ -4,7 +4,7 @@ import dataclasses
 import math
 from collections.abc import Collection
 
-from shoal.enrolment import HASH, Position
+from shoal.enrolment import HASH, Enrolment, Position
 from shoal.messages import PeerId
 from shoal.settings import Settings
 
@@ -101,6 +101,13 @@ def may_begin(members: Collection[PeerId], linked: Collection[PeerId]) -> tuple[
     do not see each other would undo each other's rounds."""
     others = sorted(set(linked) - set(members))
     return not others, f"{others[0]} is in a run of these settings that began without this node" if others else ""
+
+
+def begins(enrolment: Enrolment, others: Collection[PeerId]) -> bool:
+    """Whether a view that is new to the coordinator begins a run, from its first round or from checkpoints of all; else
+    its worker comes back to the `others` of the run, who will not enrol anew. Those who began a run and those who came
+    back to it later know it by different views."""
+    return enrolment.first == enrolment.position.round == 0 or not set(others) & set(enrolment.members)
 
 
 def from_position(run: Settings, needed: Position) -> list[Position]:

@@ -25,8 +25,6 @@ if TYPE_CHECKING:
     from shoal_coordinator.store import Store
 
 DTYPES = {"f32": torch.float32, "f64": torch.float64}
-
-
 SAID = 20
 """Names of workers that differ which an answer carries; each of them knows it by its own hash."""
 
@@ -82,8 +80,8 @@ class Teller:
 
     def enrol(self, worker: PeerId, enrolment: Enrolment) -> None:
         """A worker is connected, and says where it stands. Raises Mismatch, with nothing changed."""
-        begins = enrolment.start not in ("", self._start)
-        if begins:
+        known = enrolment.start in ("", self._start)
+        if begins := not known and rounds.begins(enrolment, set(self.roll.members) - {worker}):
             for fits, why in (
                 rounds.quorum_fits(self.terms, enrolment.members),
                 rounds.may_begin(enrolment.members, self._linked - {worker}),
@@ -182,12 +180,12 @@ class Teller:
         position = self.roll.enrolled.get(worker)
         if position is None:
             return
+        self._stuck.discard(worker)
         if position > self._before:
             for answer in self._answers:
                 if answer.position >= position:
                     self._give(worker, answer)
         elif (source := self.roll.furthest(self._before)) is not None:
-            self._stuck.discard(worker)
             self._send(worker, Message(Kind.POST, tag=self._before.tag(BEHIND), vector=packed_json({"ask": source})))
         else:
             self._stuck.add(worker)
@@ -210,7 +208,11 @@ class Teller:
                 self._close(self._open, how)
         if self._open is None:
             self.waiting = "nobody has answered"
-        for worker in sorted(self._stuck & self._linked):
+        stuck = self._stuck & self._linked
+        if stuck and stuck >= set(self.roll.members):  # nobody has what they need: the furthest of them goes first
+            self._stuck = set()
+            self._go_to(max(self.roll.enrolled.values()))
+        for worker in sorted(stuck):
             self._serve(worker)
 
     def _close(self, position: Position, how: str) -> None:

@@ -22,7 +22,8 @@ class Gradients:
         self._state, self._x, self._buffers = state, state[:d], state[d:]
         self._g = torch.empty_like(self._x)  # where they are made
         self._kept: asyncio.Future[Gradient] | None = None
-        self.loss = self.last_loss = float("nan")  # a running mean, and of the last minibatch
+        self.loss = float("nan")  # a running mean over minibatches
+        self.last_loss: float | None = None  # of the last gradient, once there is one in this process
 
     async def minibatch(self, x: Tensor, *, keep: bool) -> Tensor:
         """(d,): the next minibatch's at x as it is now; it holds until the next one is asked for.

@@ -14,12 +14,13 @@ LOADING = "still loading its model and data"
 """How a node refuses that does not know its task's fingerprint yet: it is asked again, and nobody is warned."""
 AGAIN_S = (0.2, 5.0)
 """Waits between Hellos to an address that does not answer: the first, and the longest."""
-
+SAID_LIMIT = 1_000
+"""Addresses and peers whose last complaint is remembered."""
+COMPLAINTS_A_MINUTE = 60
+"""Lines in the log: whoever sends a new kind of nonsense each time must not fill the disk."""
 AT_ONCE = 256
 """Hints that are followed at a time: a peer may pass on any addresses, and makes nobody dial more. Further ones come
 again with the next Hello."""
-SAID_LIMIT = 1000
-"""Complaints that are remembered; the oldest is forgotten."""
 
 
 class Greeter:
@@ -28,7 +29,8 @@ class Greeter:
     def __init__(self, greet: Callable[[str], Awaitable[object]], is_known: Callable[[Candidate], bool]) -> None:
         self._greet, self._is_known = greet, is_known
         self._tasks: dict[str, asyncio.Task[None]] = {}
-        self._said: dict[str, str] = {}  # the last complaint about each, so that it is told once
+        self._said: dict[str, str] = {}  # the last complaint about each, so that it is told once; the last said last
+        self._minute, self._complaints = 0, 0  # of the loop's clock, and in it
 
     def consider(self, candidate: Candidate) -> None:
         """An address turned up: greet it, unless that node is known or being greeted."""
@@ -39,13 +41,21 @@ class Greeter:
             task.add_done_callback(lambda _: self._tasks.pop(candidate.address, None))
 
     def complain(self, about: str, text: str) -> None:
-        """Warn of a peer's fault, once for each new text."""
-        if LOADING not in text and self._said.get(about) != text:
-            self._said.pop(about, None)
-            if len(self._said) >= SAID_LIMIT:
-                del self._said[next(iter(self._said))]
-            self._said[about] = text
+        """Warn of a peer's fault, once for each new text, and of so many a minute."""
+        if LOADING in text or self._said.get(about) == text:
+            return
+        self._said.pop(about, None)
+        self._said[about] = text
+        if len(self._said) > SAID_LIMIT:
+            del self._said[next(iter(self._said))]
+        minute = int(asyncio.get_running_loop().time() / 60)
+        if minute != self._minute:
+            self._minute, self._complaints = minute, 0
+        self._complaints += 1
+        if self._complaints <= COMPLAINTS_A_MINUTE:
             log.warning("%s", text)
+        if self._complaints == COMPLAINTS_A_MINUTE:
+            log.warning("no more of these is written in this minute; shoal_refused_total counts all")
 
     def last_words(self, about: str) -> str:
         """The last complaint about that address or peer."""

@@ -1,6 +1,6 @@
 """What a node did, on disk: one JSON object a line, only ever appended.
 
-    {"t": 1.204, "kind": "step", "step": 12, "loss": 0.61, "gradients": 58}
+    {"t": 1.204, "kind": "step", "step": 12, "loss": 0.61, "gradients": 58, "batch": "9c41e0d2a7b35f18"}
     {"t": 1.219, "kind": "exchange", "peer": "node-b-9f3a01", "seq": 4, "role": "active", "outcome": "done"}
     {"t": 2.730, "kind": "eval", "step": 100, "loss": 0.22, "accuracy": 0.93, "samples": 72}
     {"t": 0.003, "kind": "event", "what": "reopened", "bytes_before": 8210, "bytes_cut": 0}

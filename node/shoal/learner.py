@@ -93,6 +93,7 @@ class Learner:
         self._held_out = (self._fitted(data.held_out_inputs), self._fitted(data.held_out_targets))
         # On the CPU whatever the device: the same seed draws the same samples everywhere.
         self._draws = torch.Generator().manual_seed(_stable_seed(seed, shard))
+        self._drawn: str | None = None
         self._source = source_file(task)
 
     def _fitted(self, tensor: Tensor) -> Tensor:
@@ -115,7 +116,9 @@ class Learner:
     def gradient(self, state: Tensor | None, out: Tensor | None = None) -> Gradient:
         """At `state`, (d+b,), on the next minibatch: `batch` samples, uniform with replacement. Training mode. Without
         a state at what was pulled last. The gradient is made in `out`, (d,), if that is given."""
-        rows = torch.randint(self.samples, (self.batch,), generator=self._draws).to(self.device)
+        rows = torch.randint(self.samples, (self.batch,), generator=self._draws)
+        self._drawn = hashlib.blake2s(rows.numpy().tobytes(), digest_size=8).hexdigest()
+        rows = rows.to(self.device)
         inputs, targets = self._train
         if state is not None:
             self.model.load(state)
@@ -125,6 +128,11 @@ class Learner:
         g = self._objective_gradient(self._derivative(loss, out), self.model.parameters)
         buffers = self.model.carried() - before if len(before) else None
         return Gradient(g, loss.item(), buffers, self.batch)
+
+    def take_drawn(self) -> str | None:
+        """16 hex digits of the samples that the last minibatch was made of, once: the same whenever these are drawn."""
+        drawn, self._drawn = self._drawn, None
+        return drawn
 
     def full_gradient(self, state: Tensor) -> Tensor:
         """(d,): over all local training data, weight decay and weight included."""

@@ -160,7 +160,7 @@ class SimHost:
 
     def counted(self) -> None:
         loss = self.world.runtimes[self.index].computed.last_loss
-        if not math.isfinite(loss):
+        if loss is not None and not math.isfinite(loss):
             raise Diverged(f"the loss of {self.me} is {loss}: the model has diverged; try a smaller --lr")
         self.world.on_count(self.index)
 

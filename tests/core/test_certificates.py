@@ -166,7 +166,7 @@ def test_a_folder_that_others_can_write_to_is_refused(tmp_path: Path) -> None:
         ("member.pem", b"", "member.pem holds no certificate"),
         ("member.key", b"", "member.key holds no EC P-256 key"),
         ("ca.pem", b"x" * 100, "ca.pem holds no certificate"),
-        ("crl.pem", b"", "it holds no revocation list"),
+        ("crl.pem", b"", "its 0 bytes of a revocation list are none in PEM"),
         ("crl.pem", b"x" * (files.FILE_LIMIT + 1), "has more than"),
     ],
 )

@@ -4,11 +4,12 @@ import math
 
 import pytest
 
-from shoal.enrolment import Position, kept_answers
+from shoal.enrolment import Enrolment, Position, kept_answers
 from shoal.settings import Settings
 from shoal_coordinator.rounds import (
     Roll,
     Terms,
+    begins,
     closes_at,
     fits,
     following,
@@ -150,3 +151,24 @@ def test_what_is_counted_is_the_algorithms(algorithm: str, step: int, purpose: s
 @pytest.mark.parametrize(("nbytes", "kept"), [(1000, 64), (4 << 20, 64), (8 << 20, 32), (1 << 30, 2)])
 def test_answers_are_kept_up_to_a_number_and_up_to_a_size(nbytes: int, kept: int) -> None:
     assert kept_answers(nbytes) == kept
+
+
+@pytest.mark.parametrize(
+    ("first", "round", "others", "expected"),
+    [
+        (0, 0, "", True),
+        (0, 0, "bc", True),
+        (0, 20, "bc", False),
+        (0, 20, "", True),
+        (40, 20, "", True),
+        (40, 20, "c", False),
+        (40, 20, "x", True),
+    ],
+)
+def test_a_view_begins_a_run_unless_its_worker_comes_back_to_others_of_it(
+    first: int, round: int, others: str, expected: bool
+) -> None:
+    enrolled = Enrolment(
+        position=Position(round, 1), start="view", first=first, members=tuple("abc"), segments=(4,), carried=0
+    )
+    assert begins(enrolled, others) is expected

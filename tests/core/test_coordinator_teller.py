@@ -256,6 +256,64 @@ def test_a_run_that_goes_on_from_checkpoints_is_given_the_answers_since(booth: B
     assert booth.teller.round == 300
 
 
+def test_one_that_comes_back_from_its_checkpoint_does_not_begin_the_run_of_the_others_anew(booth: Booth) -> None:
+    """It was killed, and the view that took it in again is all that it knows of the run; the others vote on."""
+    booth.all_vote(3)
+    booth.vote("a", 3)
+    booth.teller.left("b")
+    booth.sent.clear()
+    booth.enrol("b", round=1, start="a later view", first=3)
+    assert booth.answers("b") == [1, 2]
+    booth.vote("c", 3)
+    assert booth.answers("a") == [], "b has not voted yet"
+    booth.vote("b", 3)
+    assert booth.answers("a") == booth.answers("b")[2:] == [3]
+
+
+def test_one_that_comes_back_first_to_a_coordinator_that_was_killed_does_not_begin_anew_either(tmp_path: Path) -> None:
+    """It came back once before, so it knows the run by a later view than the coordinator does."""
+    first = Booth(store=Store(tmp_path))
+    first.enrol("a", "b", "c")
+    first.all_vote(70)
+    again = Booth(store=Store(tmp_path))
+    again.enrol("b", round=69, start="a later view", first=3)
+    assert again.answers("b") == [69]
+    again.vote("b", 70)
+    again.enrol("a", "c", round=70)  # by the view that they began with, which the vote of b outlives
+    again.vote("a", 70)
+    again.vote("c", 70)
+    assert again.answers("a") == again.answers("c") == [70]
+
+
+def test_that_coordinator_may_know_the_run_by_the_later_view_alone(tmp_path: Path) -> None:
+    """All others had been gone for a while when it was killed."""
+    first = Booth(store=Store(tmp_path))
+    first.enrol("b", round=69, start="a later view", first=60)
+    again = Booth(store=Store(tmp_path))
+    again.enrol("b", round=69, start="a later view", first=60)
+    again.vote("b", 69)
+    again.enrol("a", "c", round=69)
+    again.vote("a", 69)
+    again.vote("c", 69)
+    assert again.answers("a") == again.answers("b") == [69]
+
+
+def test_where_all_need_answers_that_are_gone_they_go_on_from_the_furthest(booth: Booth) -> None:
+    """All were killed and went on from their checkpoints before the coordinator had noticed."""
+    booth.all_vote(200)
+    for worker, round in (("a", 20), ("b", 20), ("c", 30)):
+        booth.enrol(worker, start="again", first=20, round=round)
+    booth.enrol("a", start="again", first=20, round=25)  # with the model of another that is behind, too
+    booth.sent.clear()
+    booth.enrol("b", start="again", first=20, round=20)
+    assert booth.teller.round == 30
+    told = {to: unpacked_json(m, "") for to, m in booth.sent if m.tag and m.tag.purpose == BEHIND}
+    assert told == {"a": {"ask": "c"}, "b": {"ask": "c"}}
+    booth.enrol("a", "b", start="again", first=20, round=30)
+    booth.all_vote(1, first=30)
+    assert booth.answers("a") == booth.answers("c") == [30]
+
+
 def test_two_groups_that_do_not_see_each_other_do_not_undo_each_others_rounds(booth: Booth) -> None:
     booth.all_vote(2)
     other = Enrolment(position=Position(0, 0), start="other", first=0, members=("d", "e"), segments=(12, 8), carried=0)

@@ -276,3 +276,20 @@ def test_another_process_gets_the_same_model_data_and_draws_and_needs_no_scikit_
     assert one == other
     assert len(one[0]) == 64
     assert one[1] == "False"
+
+
+def test_a_minibatch_is_known_again_when_it_is_drawn_again() -> None:
+    one = learner(Small())
+    x = one.model.state()
+    before = one.rng_state()
+    names = []
+    for _ in range(3):
+        one.gradient(x)
+        names.append(one.take_drawn())
+        assert one.take_drawn() is None, "it is told once"
+    assert len(set(names)) == 3
+    one.restore_rng(before)
+    one.gradient(x)
+    assert one.take_drawn() == names[0]
+    one.full_gradient(x)
+    assert one.take_drawn() is None

@@ -24,6 +24,7 @@ class Host:
     def __init__(self) -> None:
         self.now = 0.0
         self.sent: list[tuple[str, Kind]] = []
+        self.counts = 0
 
     def send(self, peer: str, message: Message) -> None:
         self.sent.append((peer, message.kind))
@@ -47,7 +48,7 @@ class Host:
         return {"a": 10, "b": 30, "c": 20}.get(member, 0)
 
     def counted(self) -> None:
-        raise NotImplementedError
+        self.counts += 1
 
     def record(self, event: str, **fields: Any) -> None:
         """Nobody reads it."""
@@ -206,3 +207,13 @@ async def test_the_time_of_an_offer_that_was_held_counts_from_its_turn(b: Worker
     assert b.runtime.settlement.serving == ("c", 1)
     b.hears("d", Kind.ABORT)
     assert ("c", Kind.REFUSE) in b.hears("d", Kind.OFFER, at_s=2 * FIRST_PATIENCE_S + 1)
+
+
+def test_a_step_before_any_gradient_of_this_process_has_no_loss_to_be_judged_by() -> None:
+    """One that was killed comes back, and the first thing that it does is to take the answer of a round it missed."""
+    worker = Worker()
+    worker.runtime.took_over = True
+    worker.runtime.count()
+    assert worker.host.counts == 1
+    assert worker.runtime.computed.last_loss is None
+    assert (worker.runtime.steps, worker.runtime.gradients) == (1, 0)

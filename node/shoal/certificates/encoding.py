@@ -78,7 +78,7 @@ def read_crl(content: bytes, authority: x509.Certificate) -> x509.CertificateRev
         assert isinstance(public, ec.EllipticCurvePublicKey)
         signed = crl.issuer == authority.subject and crl.is_signature_valid(public)
     except ValueError:
-        raise SettingsError("it holds no revocation list") from None
+        raise SettingsError(f"its {len(content)} bytes of a revocation list are none in PEM: copy it again") from None
     if not signed:
         raise SettingsError("its revocation list is not signed by its authority")
     return crl

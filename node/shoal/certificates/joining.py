@@ -76,7 +76,7 @@ async def _answer(authority: Authority, reader: asyncio.StreamReader, writer: as
     try:
         question = json.loads(await reader.readline())
         if not isinstance(question, dict) or not all(isinstance(v, str | bool) for v in question.values()):
-            raise SettingsError("expected one object of strings")
+            raise SettingsError(f"expected one object of strings, came {str(question)[:80]!r}")
         answer = _decided(authority, question, x509.load_der_x509_certificate(peer) if peer else None, where)
     except (ShoalError, ValueError) as error:
         answer = {"error": str(error) if isinstance(error, ShoalError) else "expected one line of JSON"}

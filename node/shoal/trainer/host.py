@@ -68,7 +68,7 @@ class TrainerHost:
         )
         self.task_document = task_document(self.task, model.layout)
         self.history = History(Path(s.state_dir) / "history.jsonl")
-        self.history.write("event", what="began", epoch_s=time.time())
+        self.history.write("event", what="began", epoch_s=time.time(), incarnation=incarnation)
         self.runtime = Runtime(me, incarnation, learner, state, s, self)
         self.keeper = Keeper(s, self.runtime, self.task_document, self.history, self._alarm, incarnation)
         if s.resume:
@@ -145,12 +145,15 @@ class TrainerHost:
     def counted(self) -> None:
         """After each gradient: history, and now and then a checkpoint or an evaluation. Raises Diverged."""
         runtime, s = self.runtime, self.settings
-        if not math.isfinite(runtime.computed.last_loss):
+        loss = runtime.computed.last_loss
+        if loss is not None and not math.isfinite(loss):
             raise Diverged(
-                f"the loss is {runtime.computed.last_loss} after {runtime.steps} steps: the model has diverged; "
+                f"the loss is {loss} after {runtime.steps} steps: the model has diverged; "
                 f"try a step size below --lr {s.lr}"
             )
-        self.history.write("step", step=runtime.steps, loss=runtime.computed.last_loss, gradients=runtime.gradients)
+        batch = runtime.learner.take_drawn()  # none: the answer of a round that was missed, or all samples
+        fields = {} if batch is None else {"batch": batch}
+        self.history.write("step", step=runtime.steps, loss=loss, gradients=runtime.gradients, **fields)
         self.keeper.mark()
         if s.checkpoint_every and runtime.steps % s.checkpoint_every == 0:
             self._spawn(self._save(self.keeper.snapshot()), "checkpoint")

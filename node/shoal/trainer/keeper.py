@@ -97,6 +97,7 @@ class Keeper:
         if not is_finite(checkpoint.state):
             self._alarm("the model is not finite: no checkpoint is written, the one from before stays")
             return ""
+        self.history.flush()  # of no step that a checkpoint holds may the line be missing after a crash
         try:
             await self._in_thread(lambda: write(self.checkpoint_path, checkpoint))
         except OSError as error:

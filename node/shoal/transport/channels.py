@@ -95,7 +95,7 @@ def server(heartbeat_s: float, gate: "Gate | None" = None) -> Any:
         ("grpc.http2.min_ping_interval_without_data_ms", _keepalive_ms(heartbeat_s) // 2),
         ("grpc.max_concurrent_streams", 64),  # of one TCP connection; a node opens one
         ("grpc.max_allowed_incoming_connections", CONNECTIONS_LIMIT),
-        ("grpc.server_handshake_timeout_ms", 1000 * HANDSHAKE_S),  # for who connects and then says nothing
+        ("grpc.server_handshake_timeout_ms", int(1000 * HANDSHAKE_S)),  # for who connects and then says nothing
     ]
     interceptors = () if gate is None else (gate,)
     return grpc.aio.server(interceptors=interceptors, options=options, maximum_concurrent_rpcs=4096)

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 PAIR_TIMEOUT_S = 5.0
 """How long a Control stream waits for its Exchange stream."""
+HALVES_LIMIT = 4
+"""Control streams of one peer that wait for their Exchange stream: one, and what is left of earlier attempts."""
 STOP_GRACE_S = 2.0
 
 
@@ -83,6 +85,9 @@ class Server:
         ends, *_ = await self._admitted(context)
         if ends in self._halves:
             await _abort(context, grpc.StatusCode.ALREADY_EXISTS, f"connection {ends.number} has its Control stream")
+        if sum(half.caller == ends.caller for half in self._halves) >= HALVES_LIMIT:
+            reason = f"{HALVES_LIMIT} Control streams of {ends.caller} wait for their Exchange stream already"
+            await _abort(context, grpc.StatusCode.RESOURCE_EXHAUSTED, reason)
         paired: asyncio.Future[Connection] = asyncio.get_running_loop().create_future()
         self._halves[ends] = context, paired
         try:
