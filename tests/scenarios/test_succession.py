@@ -1,15 +1,15 @@
 """What follows a view of a synchronous run, in virtual time: losses, returns, partitions, cut links, replicas."""
 
-import itertools
-
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from views_net import Net, Weather, storm, training, weather
+from view_histories import all_step_in_one_view_at_last, replicas_stay_equal
+from views_net import Net, Weather, training, weather
 
 from shoal.roster import Installed, Pause, Refused
 from shoal.v1.node_pb2 import PHASE_FINISHED, PHASE_READY, PURPOSE_FINISH, View
 
+deaths = st.lists(st.tuples(st.floats(1, 12), st.integers(0, 3)), max_size=3)  # when, and who
 kinds = pytest.mark.parametrize("replicas", [False, True], ids=["mixing", "replicas"])
 
 
@@ -260,44 +260,12 @@ def test_a_member_lost_after_its_last_round_does_not_keep_the_others_from_the_en
 @settings(max_examples=60, deadline=None)
 @given(sky=weather, min_nodes=st.integers(1, 4))
 def test_after_any_weather_all_are_in_one_view_and_step(replicas: bool, sky: Weather, min_nodes: int) -> None:
-    names = "abcd"
-    net = storm(names, min_nodes, sky, synchronous=True, replicas=replicas)
-    assert net.run(60, until=lambda: net.now > 14 and net.in_view(names))
-    net.run(5)
-    assert net.in_view(names)
-    rounds = [node.round for node in net.nodes.values()]
-    net.run(1)
-    assert all(node.round > before for node, before in zip(net.nodes.values(), rounds, strict=True))
+    assert all_step_in_one_view_at_last(sky, min_nodes, replicas=replicas)
 
 
 @settings(max_examples=60, deadline=None)
-@given(
-    sky=weather,
-    min_nodes=st.integers(1, 4),
-    deaths=st.lists(st.tuples(st.floats(1, 12), st.integers(0, 3)), max_size=3),
-)
+@given(sky=weather, min_nodes=st.integers(1, 4), deaths=deaths)
 def test_members_of_one_view_are_never_two_rounds_apart_and_replicas_are_equal(
     sky: Weather, min_nodes: int, deaths: list[tuple[float, int]]
 ) -> None:
-    names = "abcd"
-    net = storm(names, min_nodes, sky, synchronous=True, replicas=True)
-    incarnations = itertools.count(2)
-
-    def start_again(name: str) -> None:
-        net.kill(name)
-        net.add(name, incarnation=next(incarnations))
-        net.link(name, names)
-
-    for when, k in deaths:
-        net.at(when, lambda name=names[k]: start_again(name))  # type: ignore[misc]
-
-    def broken() -> bool:
-        stepping = [
-            n for n in net.nodes.values() if n.running and n.view is not None and not (n.paused or n.lacks_model)
-        ]
-        pairs = [(one, other) for one, other in itertools.combinations(stepping, 2) if one.view.id == other.view.id]
-        apart = any(abs(one.round - other.round) > 1 for one, other in pairs)
-        return apart or any(one.model != other.model for one, other in pairs if one.round == other.round)
-
-    assert not net.run(40, until=broken)
-    assert net.run(20, until=lambda: net.in_view(names))
+    assert replicas_stay_equal(sky, min_nodes, deaths)
