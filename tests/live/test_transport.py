@@ -7,10 +7,12 @@ import signal
 import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from transport_kit import NewNode, header_of, joined, nodes
 
+from shoal.transport.connection import Connection
 from shoal.transport.frames import CHUNK_BYTES
 from shoal.v1 import node_pb2 as pb
 
@@ -254,3 +256,27 @@ class TestLastWords:
         await speaker.close()
         assert (await listener.heard.controls.get()).leave.reason == "tired"
         await listener.down()
+
+    async def test_it_is_heard_though_the_other_stream_ends_before_it_is_read(
+        self, node: NewNode, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        read, other_is_over = Connection._read, asyncio.Event()
+
+        async def late(self: Connection, stream: Any) -> Any:
+            if self.peer.node_id != "b":
+                return await read(self, stream)
+            try:
+                frame = await read(self, stream)
+            finally:
+                if stream is self._exchange:  # on which nothing is said
+                    other_is_over.set()
+            await other_is_over.wait()
+            return frame
+
+        monkeypatch.setattr(Connection, "_read", late)
+        a, b = await node("a"), await node("b")
+        await joined(a, b)
+        b.transport.send_control("a", pb.Control(leave=pb.Leave(reason="tired")))
+        await b.close()
+        assert (await a.heard.controls.get()).leave.reason == "tired"
+        assert await a.down() == "b closes"

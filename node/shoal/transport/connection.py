@@ -29,6 +29,8 @@ CONTROL_QUEUE = 64
 STALL_S = 60.0
 """Without a frame in the middle of a vector: it holds a receive slot, of which all peers have four. The longest chunk
 passes in that time at 280 kbit/s; `max_rate` makes chunks shorter."""
+HEARD_OUT_S = 0.5
+"""How long what a peer said before it ended may take to be read."""
 REASON_GRACE_S = 0.1
 """How long a failed write waits for the status that says why: it may be right behind."""
 
@@ -111,7 +113,8 @@ class Connection:
         self.over = asyncio.Event()
         self.reason = ""
         self.code = grpc.StatusCode.OK
-        self.lost = f"closed by {peer.node_id}, or lost on the way"  # a caller has no status to say which
+        # Why, when a stream ends without a word: of one that has called there is no status to say which.
+        self.lost, self.lost_code = f"closed by {peer.node_id}, or lost on the way", grpc.StatusCode.CANCELLED
         self._control, self._exchange = streams
         self._assembler = Assembler(peer.node_id, vector_bytes)
         self._events = events
@@ -168,6 +171,13 @@ class Connection:
                 await done_writing()
             await self.over.wait()  # the peer has read to the end, and answers by its status
 
+    async def heard_out(self) -> None:
+        """Returns when the peer, which ends the connection, has no control frame left unread here: its last word, most
+        of all. Nobody waits long for that."""
+        reader = self._pumps[0]
+        if reader is not asyncio.current_task():
+            await asyncio.wait({reader}, timeout=HEARD_OUT_S)
+
     async def settle(self) -> None:
         """Waits until no task of an ended connection is left."""
         await asyncio.gather(*self._pumps, return_exceptions=True)
@@ -197,7 +207,8 @@ class Connection:
         """Runs one direction of one stream; however it ends, the connection ends with it."""
         try:
             await work()
-            reason, code = self.lost, grpc.StatusCode.CANCELLED
+            await self.heard_out()
+            reason, code = self.lost, self.lost_code
         except BadFrame as error:
             self._events.refused(self.peer.node_id, error)
             reason, code = str(error), grpc.StatusCode.INVALID_ARGUMENT
@@ -206,8 +217,9 @@ class Connection:
             code = grpc.StatusCode.DEADLINE_EXCEEDED
         except STREAM_ERRORS:
             # Whoever watches over the streams (dialler or server) knows the status better.
+            await self.heard_out()
             await asyncio.sleep(REASON_GRACE_S)
-            reason, code = self.lost, grpc.StatusCode.UNAVAILABLE
+            reason, code = self.lost, self.lost_code
         except Exception:
             log.exception("connection %d to %s", self.conn, self.peer.node_id)
             reason, code = "internal error", grpc.StatusCode.INTERNAL

@@ -167,9 +167,13 @@ async def _standing(channel: Any, method: str, metadata: tuple[tuple[str, str], 
 async def _watch(connection: Connection, call: Any) -> None:
     """Ends the connection when the call has its status, even while nobody reads or writes."""
     code, details = await call.code(), await call.details()
-    if code is grpc.StatusCode.INTERNAL:  # a write that failed before the status came; the other call may say why
+    # INTERNAL may be gRPC's word for a write that failed before the status came; the other call may say why.
+    if code is not grpc.StatusCode.INTERNAL or connection.lost_code is grpc.StatusCode.CANCELLED:
+        connection.lost, connection.lost_code = _words(code, details), code
+    if code is grpc.StatusCode.INTERNAL:
         await asyncio.sleep(REASON_GRACE_S)
-    connection.end(_words(code, details), code)
+    await connection.heard_out()
+    connection.end(connection.lost, connection.lost_code)
 
 
 def _words(code: grpc.StatusCode, details: str | None) -> str:
