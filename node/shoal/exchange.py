@@ -11,6 +11,7 @@ delta, is free for others, and asks at the next contact. Suspicion never settles
 whom is in `runtime.py`.
 """
 
+import math
 from collections.abc import Callable, Container
 from typing import Any
 
@@ -43,8 +44,11 @@ class Settlement:
         send: Callable[[PeerId, Message], None],
         ended: Callable[[Role, PeerId, int, Outcome, str], None],
         codecs: PairCodecs | None = None,
+        max_distance: float = math.inf,
     ) -> None:
-        self._desk = Desk(me, incarnation, snapshot, state or snapshot, add, send, ended, codecs or PairCodecs())
+        """Models that are further apart than `max_distance` (Euclid's) are not averaged."""
+        known = codecs or PairCodecs()
+        self._desk = Desk(me, incarnation, snapshot, state or snapshot, add, send, ended, known, max_distance)
         self.tally = self._desk.tally
         self._serving = Serving(self._desk)
         self._offering = Offering(self._desk, freed=self._serving.serve_held)

@@ -3,6 +3,7 @@
 import dataclasses
 from collections.abc import Callable
 
+from shoal.delta import Delta
 from shoal.messages import Kind, Message, PeerId
 from shoal.pair_codec import Duplex, PairCodec
 from shoal.settling import Desk, Outcome, Own, Role
@@ -76,7 +77,7 @@ class Offering:
         elif not (message.finite or is_finite(message.vector)):
             self._desk.tally.refused += 1
             self._desk.say(peer, Kind.ABORT, message.seq, reason="your vector is not finite")
-            self._end_own(Outcome.GONE, f"vector from {peer} is not finite")
+            self._end_own(Outcome.REFUSED, f"vector from {peer} is not finite")
         elif (codec := self._chosen(own, message.codec)) is None:
             return
         elif isinstance(codec, Duplex):
@@ -85,9 +86,18 @@ class Offering:
             else:
                 own.delta = codec.delta(own.mine, message.vector, peer)
                 own.mine = None
+                self._is_near(own, own.delta)
         elif self._goes_out(own):
             values, own.delta = codec.second(message.vector, self._desk.snapshot(), peer)
-            self._desk.say(peer, Kind.VALUES, message.seq, vector=values)
+            if self._is_near(own, own.delta):
+                self._desk.say(peer, Kind.VALUES, message.seq, vector=values)
+
+    def _is_near(self, own: Own, delta: Delta) -> bool:
+        """Whether the two models may be averaged; if not, the exchange is over."""
+        if far := self._desk.too_far(delta):
+            self._desk.tally.refused += 1
+            self._give_up(own, far)
+        return not far
 
     def _chosen(self, own: Own, said: str) -> PairCodec | None:
         """What the peer has chosen, once and for all; None where it must not, and then the exchange is over."""
@@ -100,9 +110,9 @@ class Offering:
         return self._desk.codecs[own.codec]
 
     def _give_up(self, own: Own, reason: str) -> None:
-        """The peer breaks a rule."""
+        """The peer breaks a rule, or its model is not wanted."""
         self._desk.say(own.peer, Kind.ABORT, own.seq, reason=reason)
-        self._end_own(Outcome.GONE, f"{own.peer} was told: {reason}")
+        self._end_own(Outcome.REFUSED, f"{own.peer} was told: {reason}")
 
     def _goes_out(self, own: Own) -> bool:
         """Whether s may be taken now; if not, the exchange is over."""
@@ -135,7 +145,7 @@ class Offering:
 
     def _on_refuse(self, peer: PeerId, message: Message) -> None:
         if self._is_own(peer, message.seq):
-            self._end_own(Outcome.GONE, f"{peer} refused: {message.reason}")
+            self._end_own(Outcome.REFUSED, f"{peer} refused: {message.reason}")
 
     def _on_query(self, peer: PeerId, message: Message) -> None:
         if message.initiator == self._desk.incarnation and self._is_own(peer, message.seq):
@@ -149,7 +159,7 @@ class Offering:
     def _end_own(self, outcome: Outcome, reason: str) -> None:
         own, self._desk.own = self._desk.own, None
         assert own is not None
-        if outcome is Outcome.GONE:
+        if outcome in (Outcome.GONE, Outcome.REFUSED):
             self._desk.tally.gone += 1
         self._desk.ended(Role.ACTIVE, own.peer, own.seq, outcome, reason)
         self._freed()

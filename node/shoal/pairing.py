@@ -2,6 +2,7 @@
 which settles them."""
 
 import asyncio
+import math
 import random
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -38,6 +39,7 @@ class Pairing:
         rng: random.Random,
         record: Callable[..., None],
         codecs: PairCodecs | None = None,
+        max_distance: float = math.inf,
         least_s: float = 0.0,
     ) -> None:
         """`least_s`: what a vector takes at the rate to which this node is held, where there is one."""
@@ -51,6 +53,7 @@ class Pairing:
             send=send,
             ended=self._ended,
             codecs=codecs,
+            max_distance=max_distance,
         )
         self.seconds = 0.0  # that own averages took
         self._first_patience_s = FIRST_PATIENCE_S + USUAL_TIMES * least_s

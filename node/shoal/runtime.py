@@ -6,6 +6,7 @@ atomic is a plain function on that loop.
 """
 
 import asyncio
+import math
 import random
 from collections.abc import Awaitable, Iterator, Sequence
 from typing import Any, TypeVar
@@ -77,6 +78,7 @@ class Runtime:
             rng=self.rng,
             record=host.record,
             codecs=pair_codecs(settings.codec, state.numel(), draw) if state.dtype == torch.float32 else None,
+            max_distance=settings.max_distance or math.inf,
             least_s=state.nbytes / rate if (rate := settings.max_bytes_a_second) else 0.0,
         )
         self.collective = Collective(me, send=host.send, clock=host.clock)

@@ -114,11 +114,17 @@ class Serving:
         elif not (message.finite or is_finite(message.vector)):
             self._desk.tally.refused += 1
             self._desk.say(peer, Kind.REFUSE, message.seq, reason="your vector is not finite")
-            self._release(Outcome.GONE, f"vector from {peer} is not finite")
+            self._release(Outcome.REFUSED, f"vector from {peer} is not finite")
         else:
             codec = self._desk.codecs[served.codec]
             come = codec.delta if isinstance(codec, Duplex) else codec.last
-            served.delta = come(served.mine, message.vector, peer)
+            delta = come(served.mine, message.vector, peer)
+            if far := self._desk.too_far(delta):
+                self._desk.tally.refused += 1
+                self._desk.say(peer, Kind.REFUSE, message.seq, reason=far)
+                self._release(Outcome.REFUSED, f"{peer} was told: {far}")
+                return
+            served.delta = delta
             self._desk.ledger.promise((peer, served.initiator, message.seq))
             self._desk.say(peer, Kind.READY, message.seq)
 
@@ -142,7 +148,7 @@ class Serving:
         held = next((o for o in self._desk.held if (o.peer, o.seq) == (peer, message.seq)), None)
         if served is not None and (served.peer, served.seq) == (peer, message.seq):
             served.delta = None  # the initiator has decided: it is not in doubt
-            self._release(Outcome.GONE, reason)
+            self._release(Outcome.REFUSED if message.reason else Outcome.GONE, reason)
         elif held is not None:
             self._drop_held(held, reason)
         else:

@@ -325,6 +325,13 @@ class Settings:
         "node",
         choices=("continue", "pause"),
     )
+    max_distance: float = setting(
+        0.0,
+        "Models that are further apart than this, by Euclid's distance, are not averaged but refused and counted; 0: "
+        "however far. Too small a bound keeps honest nodes apart.",
+        "node",
+        low=0.0,
+    )
     suspect_after_s: float = setting(
         5.0, "Seconds of silence after which a member counts as gone.", "node", low=0.5, high=3600
     )
@@ -396,6 +403,10 @@ class Settings:
             raise SettingsError(f"codec = {self.codec} is for float32: {why}")
         if self.corrected and not traits.pairs:
             raise SettingsError(f"correction = pairwise is for ad-psgd: {self.algorithm} averages no pairs")
+        if self.max_distance and not traits.pairs:
+            raise SettingsError(
+                f"max_distance = {self.max_distance:g} is for averages of pairs; {self.algorithm} has none"
+            )
         if self.lazy == "always" and not traits.mixes:
             raise SettingsError(f"lazy = always is for mixing matrices; {self.algorithm} has none")
         if self.mixing != "metropolis" and not traits.mixes:

@@ -5,8 +5,10 @@
 
 import dataclasses
 import enum
+import math
 from collections.abc import Callable
 
+import torch
 from torch import Tensor
 
 from shoal.delta import Delta
@@ -23,7 +25,8 @@ class Outcome(enum.Enum):
 
     DONE = "done"
     BUSY = "busy"
-    GONE = "gone"
+    GONE = "gone"  # its connection broke
+    REFUSED = "refused"  # by either end, because of what the other sent
 
 
 class Role(enum.Enum):
@@ -77,9 +80,9 @@ class Tally:
     active: int = 0  # averages finished that this node offered
     passive: int = 0  # averages finished that this node served
     busy: int = 0  # own offers answered BUSY
-    gone: int = 0  # own exchanges ended by a broken connection
+    gone: int = 0  # own exchanges ended by a broken connection, or refused
     withdrawn: int = 0  # own exchanges given up because no answer came
-    refused: int = 0  # vectors of peers that were not finite
+    refused: int = 0  # vectors of peers that were not finite, or too far away
     resolved: int = 0  # doubts settled by asking
     lost: int = 0  # exchanges of which only one half may have happened
     codecs: dict[PeerId, str] = dataclasses.field(default_factory=dict)  # of the last exchange with each, the last last
@@ -104,6 +107,7 @@ class Desk:
     send: Callable[[PeerId, Message], None]
     ended: Callable[[Role, PeerId, int, Outcome, str], None]
     codecs: PairCodecs = dataclasses.field(default_factory=PairCodecs)
+    max_distance: float = math.inf
     own: Own | None = None
     served: Served | None = None
     held: list[Offer] = dataclasses.field(default_factory=list)
@@ -113,6 +117,15 @@ class Desk:
     def to_send(self, codec: Duplex) -> Tensor:
         """What goes out of this node's model, which may change from now on."""
         return codec.own(self.snapshot() if codec.as_it_is else self.state())
+
+    def too_far(self, delta: Delta) -> str:
+        """Why the models that give that delta are not averaged: their distance (Euclid's), twice its length."""
+        if self.max_distance == math.inf:
+            return ""
+        away = 2 * float(torch.linalg.vector_norm(delta.tensor()))
+        return (
+            "" if away <= self.max_distance else f"our models are {away:.3g} apart, at most {self.max_distance:g} here"
+        )
 
     def say(
         self, peer: PeerId, kind: Kind, seq: int, *, reason: str = "", vector: Tensor | None = None, codec: str = ""

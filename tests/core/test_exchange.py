@@ -176,7 +176,7 @@ def test_an_answer_in_a_codec_that_must_not_be_ends_the_average(kind: Kind, code
     a.s.received("b", Message(kind, seq=1, codec=codec, vector=torch.ones(3) if kind is Kind.ACCEPT else None))
     ((_, answer),) = a.out
     assert (answer.kind, answer.reason) == (Kind.ABORT, reason)
-    assert a.ended == [(Role.ACTIVE, "b", Outcome.GONE)]
+    assert a.ended == [(Role.ACTIVE, "b", Outcome.REFUSED)]
     assert a.s.idle
     assert a.x.tolist() == [0.0] * 3
 
@@ -197,7 +197,7 @@ def test_a_vector_that_comes_without_its_grant_ends_the_average_on_both_sides() 
     hand(a, b)
     b.out.popleft()
     deliver([a, b])
-    assert a.ended == [(Role.ACTIVE, "b", Outcome.GONE)]
+    assert a.ended == [(Role.ACTIVE, "b", Outcome.REFUSED)]
     assert a.s.idle
     assert b.s.idle
 

@@ -56,14 +56,17 @@ def gain(me: Worker) -> float:
 
 
 async def average_once(me: Worker) -> None:
-    """Until one average is done: a random neighbour, and after a refusal a random pause and another."""
-    tries, last = 0, ""
-    while me.neighbours:
-        peer = me.rng.choice(me.neighbours)
-        if peer == last and len(me.neighbours) > 1:
+    """Until one average is done: a random neighbour, and where that is busy a random pause and another. Those with
+    whom none can be (a model is not finite, or too far away) are not asked twice; with nobody else left, none is."""
+    tries, last, out = 0, "", set[str]()
+    while left := [peer for peer in me.neighbours if peer not in out]:
+        peer = me.rng.choice(left)
+        if peer == last and len(left) > 1:
             continue
         outcome = await me.average(peer)
         if outcome is Outcome.DONE:
             return
+        if outcome is Outcome.REFUSED:
+            out.add(peer)
         tries, last = tries + 1, peer
         await me.back_off(tries)

@@ -290,7 +290,8 @@ class TrainerHost:
         """Once, and not for each of its vectors: they will hardly become better."""
         if peer not in self._warned_of:
             self._warned_of.add(peer)
-            text = f"vector from {peer} holds NaN or Inf: its model has diverged, and nobody averages with it"
+            far = f", or is further away than {s.max_distance:g}" if (s := self.settings).max_distance else ""
+            text = f"vector from {peer} holds NaN or Inf{far}: this node does not average with it"
             self.warn(text)
 
     def _learn(self, node: PeerId, gradients: int) -> None:
