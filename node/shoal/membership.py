@@ -10,6 +10,7 @@ import random
 from typing import Any
 
 from shoal.agreement import WORDS_LIMIT, Agreement
+from shoal.cadence import Turns
 from shoal.errors import BadFrame, Mismatch
 from shoal.messages import PeerId
 from shoal.relays import Relays
@@ -32,7 +33,7 @@ JITTER = 0.1
 """Heartbeats of many nodes must not fall into step: each interval is so much longer or shorter, at random."""
 SMOOTHING = 0.125
 """Weight of a new round-trip time (RFC 6298, section 2)."""
-SENT_LIMIT = 64
+SENT_LIMIT = 1024
 """Heartbeats whose time of sending is kept; an answer to an older one says nothing new."""
 MEMBERS_LIMIT = 10_000
 ID_LIMIT = 64
@@ -58,7 +59,7 @@ class Membership:
         """`replicas`: all members hold the same model. `on_partition`: whether the smaller side of a split run goes on,
         "continue" or "pause". `settle_s`: how long a start waits for nodes that are not ready, or for anybody, once
         `min_nodes` are."""
-        self.roster = Roster(me, suspect_after_s)
+        self.roster = Roster(me, suspect_after_s, heartbeat_s)
         self.views = Views(
             self.roster, min_nodes=min_nodes, synchronous=synchronous, on_partition=on_partition, settle_s=settle_s
         )
@@ -69,6 +70,7 @@ class Membership:
         self._beat_at: float | None = None  # None: at the next tick
         self._ticked_at: float | None = None
         self._unheard: list[PeerId] = []  # as the others were told
+        self._turns = Turns()
 
     # --- what happens -------------------------------------------------------------------------------------------
 
@@ -125,7 +127,11 @@ class Membership:
         actions: list[Action] = []
         match kind:
             case "heartbeat":
+                told = _told(member.beat) if member.joined and self.roster.hears(member, now) else None
                 actions = self._on_heartbeat(member, control.heartbeat, now)
+                if told == _told(member.beat):  # else each would cost a look at all members
+                    member.heard_at = now
+                    return self.relays.routed(actions)
             case "leave":
                 self._on_leave(member, control.leave, now)
             case "relayed" if control.relayed.target != self.roster.me.node_id:
@@ -183,13 +189,14 @@ class Membership:
         self._forgive(now)
         actions = self._after(now)
         if self._beat_at is None or now >= self._beat_at:
+            news = self._beat_at is None
             self._beat_at = now + self.heartbeat_s * self.rng.uniform(1 - JITTER, 1 + JITTER)
-            actions += [*self._beats(now), *self.agreement.repeat()]
+            actions += [*self._beats(now, everybody=news), *self.agreement.repeat()]
         return actions
 
     def leave(self, reason: str, *, finished: bool, now: float) -> list[Action]:
         """This node goes: tells the others its last numbers, and says so. `finished`: in order, at the run's end."""
-        return [*self._beats(now), *self.agreement.leave(reason, finished=finished)]
+        return [*self._beats(now, everybody=True), *self.agreement.leave(reason, finished=finished)]
 
     def learn_gradients(self, peer: PeerId, count: int) -> None:
         """A message of that peer carried its count of gradients."""
@@ -255,7 +262,7 @@ class Membership:
         """`before` and what follows from an event: who joined, who is gone, what that means for the view."""
         actions = list(before or ())
         for _, member in sorted(self.roster.members.items()):
-            state, reason = member.judge(now, self.roster.suspect_after_s)
+            state, reason = member.judge(now, self.roster.patience_s(member))
             if state is State.GONE:
                 actions += self._gone(member, reason)
             else:
@@ -297,7 +304,10 @@ class Membership:
             member.rtt_s = (1 - SMOOTHING) * old + SMOOTHING * rtt_s
         if not beat.number:
             return []
-        first, member.last_number, member.last_at = not member.last_number, beat.number, now
+        first = not member.last_number
+        if not first and member.state is not State.GONE:
+            member.cadence.observe(now - member.last_at, self.roster.usual_s)
+        member.last_number, member.last_at = beat.number, now
         # Whether a link works both ways is to be known at once; later ones are answered by the next beat.
         return [self._beat(member, 0, now)] if first else []
 
@@ -313,11 +323,12 @@ class Membership:
             del self._sent_at[next(iter(self._sent_at))]
         return self.roster.number
 
-    def _beats(self, now: float) -> list[Action]:
-        """A heartbeat to everybody linked; to the gone as well, for they may come back."""
+    def _beats(self, now: float, *, everybody: bool) -> list[Action]:
+        """A heartbeat to those linked whose turn it is, or to all; to the gone as well, for they may come back."""
         number = self._next_beat(now)
-        linked = [m for _, m in sorted(self.roster.members.items()) if m.linked and not m.left]
-        return [self._beat(m, number, now) for m in linked]
+        linked = [m.id for _, m in sorted(self.roster.members.items()) if m.linked and not m.left]
+        told = linked if everybody else self._turns.take(linked)
+        return [self._beat(self.roster.members[peer], number, now) for peer in told]
 
     def _beat(self, member: Member, number: int, now: float) -> Send:
         beat = Heartbeat()
@@ -337,6 +348,11 @@ class Membership:
         if slept_s > self.roster.suspect_after_s / 4:
             for member in self.roster.members.values():
                 member.heard_at = min(now, member.heard_at + slept_s)
+
+
+def _told(beat: Heartbeat) -> tuple[object, ...]:
+    """What of a member's word can change a view."""
+    return beat.phase, beat.view, beat.view_number, *beat.unheard
 
 
 def _named(identity: Identity) -> str:

@@ -5,6 +5,7 @@ import enum
 import math
 from typing import Any
 
+from shoal.cadence import Cadence, interval_s
 from shoal.messages import PeerId
 from shoal.v1.node_pb2 import (
     PHASE_AVERAGED,
@@ -120,6 +121,7 @@ class Member:
     acknowledged: int = 0  # the newest of our heartbeats that it has answered on this link
     acknowledged_at: float = -math.inf  # when that one was sent
     rtt_s: float | None = None
+    cadence: Cadence = dataclasses.field(default_factory=Cadence)
 
     @property
     def id(self) -> PeerId:
@@ -136,17 +138,17 @@ class Member:
         """How far it is, by its own word."""
         return self.beat.phase
 
-    def judge(self, now: float, suspect_after_s: float) -> tuple[State, str]:
-        """Alive, suspect or gone, and why."""
+    def judge(self, now: float, patience_s: float) -> tuple[State, str]:
+        """Alive, suspect or gone, and why, where a silence of `patience_s` makes it gone."""
         silent_s = now - self.heard_at
         if self.left:
             return State.GONE, f"left: {self.left}"
-        if silent_s >= suspect_after_s:
+        if silent_s >= patience_s:
             words = "" if self.linked else f", {self.link_words}"
             return State.GONE, f"silent for {silent_s:.1f} s{words}"
         if not self.linked:
             return State.SUSPECT, self.link_words
-        if silent_s >= suspect_after_s / 2:
+        if silent_s >= patience_s / 2:
             return State.SUSPECT, f"silent for {silent_s:.1f} s"
         return State.ALIVE, ""
 
@@ -154,10 +156,10 @@ class Member:
 class Roster:
     """This node and its members, one incarnation each. The newest incarnation met of a node is the one that counts."""
 
-    def __init__(self, me: Identity, suspect_after_s: float) -> None:
+    def __init__(self, me: Identity, suspect_after_s: float, heartbeat_s: float) -> None:
         self.me = me
         self.samples = 0
-        self.suspect_after_s = suspect_after_s
+        self.suspect_after_s, self.heartbeat_s = suspect_after_s, heartbeat_s
         self.mine = Heartbeat(loss=math.nan)  # as the trainer told it
         self.members: dict[PeerId, Member] = {}
         self.number = 0  # of the last heartbeat sent
@@ -177,8 +179,17 @@ class Roster:
 
     def hears(self, member: Member, now: float) -> bool:
         """Whether the link works both ways: the member has answered a recent heartbeat of this node."""
-        recent = now - member.acknowledged_at < self.suspect_after_s
+        recent = now - member.acknowledged_at < self.patience_s(member)
         return member.state is State.ALIVE and recent
+
+    def patience_s(self, member: Member | None) -> float:
+        """Seconds of silence after which that member is gone."""
+        return self.suspect_after_s if member is None else member.cadence.patience_s(self.suspect_after_s, self.usual_s)
+
+    @property
+    def usual_s(self) -> float:
+        """Seconds between two heartbeats of a member to the same one, in a shoal of this size."""
+        return interval_s(self.heartbeat_s, len(self.members))
 
     def find(self, identity: Identity) -> Member | None:
         """The member that is this very incarnation."""

@@ -333,7 +333,11 @@ class Settings:
         low=0.0,
     )
     suspect_after_s: float = setting(
-        5.0, "Seconds of silence after which a member counts as gone.", "node", low=0.5, high=3600
+        5.0,
+        "Seconds of silence after which a member counts as gone; more for one whose heartbeats come irregularly.",
+        "node",
+        low=0.5,
+        high=3600,
     )
     quorum: int | None = setting(
         None,

@@ -142,7 +142,8 @@ class Succession:
     def _is_silent(self, identity: Identity, now: float) -> bool:
         if self.roster.is_me(identity):
             return False
-        member, patience_s = self.roster.find(identity), self.roster.suspect_after_s
+        member = self.roster.find(identity)
+        patience_s = self.roster.patience_s(member)
         if member is None:
             return True
         if member.left or not member.linked:
@@ -170,7 +171,9 @@ class Succession:
     def _cut(self, now: float) -> set[Pair]:
         """A new cut is believed after the time of suspicion: until then one end may just be late to notice a death."""
         assert self._view is not None
-        cut = {pair for pair, since in self._apart.items() if now - since >= self.roster.suspect_after_s}
+        known = self.roster.members.get
+        patience_s = {pair: max(self.roster.patience_s(known(node)) for node in pair) for pair in self._apart}
+        cut = {pair for pair, since in self._apart.items() if now - since >= patience_s[pair]}
         for edge in self._view.cut:
             pair = (edge.a, edge.b)
             if pair in self._apart:

@@ -74,7 +74,7 @@ class Views:
 
     def done(self, now: float) -> bool:
         """Whether this node and every member of the run still alive hold the mean model: this node may leave."""
-        mates = (m for m in self.mates() if m.judge(now, self.roster.suspect_after_s)[0] is not State.GONE)
+        mates = (m for m in self.mates() if m.judge(now, self.roster.patience_s(m))[0] is not State.GONE)
         return self.finishing and self.phase == PHASE_AVERAGED and all(map(self._averaged, mates))
 
     def mates(self) -> list[Member]:

@@ -21,7 +21,7 @@ class Search:
     def __init__(self, words: str = "no Hello", **settings: str) -> None:
         self.greeted: list[str] = []
         self.words = words
-        self.roster = Roster(Identity(node_id="node-a"), suspect_after_s=5)
+        self.roster = Roster(Identity(node_id="node-a"), suspect_after_s=5, heartbeat_s=0.5)
         self.greeter = Greeter(self._greet, self._is_known)
         self.seeking = Seeking(Settings(**{"algorithm": "a-psgd", **settings}), self.roster, self.greeter)
 
