@@ -66,7 +66,7 @@ class Seeking:
     def _addresses(self) -> list[str]:
         """The one that was named, and where one was met."""
         named = [self._settings.coordinator] if self._settings.coordinator else []
-        return [*named, *(m.identity.address for m in self._coordinators())]
+        return list(dict.fromkeys([*named, *(m.identity.address for m in self._coordinators())]))
 
     def _looked(self) -> str:
         said = [f"{a} ({self._greeter.last_words(a) or 'no answer yet'})" for a in self._addresses()]
