@@ -25,6 +25,7 @@ from shoal.settings import Settings
 from shoal.transport import Transport
 from shoal.v1 import node_pb2 as pb
 from shoal.web import Web
+from shoal.whereabouts import dialable
 from shoal_coordinator import adopted, report
 from shoal_coordinator.mail import Mail
 from shoal_coordinator.rounds import Terms
@@ -107,14 +108,22 @@ class Service:
         self._restore()
         bound = await self.transport.listen(s.listen)
         stack.push_async_callback(self.transport.close)
-        self.me.address = s.advertise or bound
+        self.me.address, why = dialable(bound, s.advertise)
         facts = {"id": self.me.node_id, "name": self.me.name, "address": bound, "http": self.web.address}
         self.folder.tell("node.json", facts)
         where = f"gRPC on {bound}, HTTP on http://{self.web.address}"
         log.info("coordinator %s, shoal %s: %s", self.me.node_id, s.shoal, where)
+        if why:
+            log.info("nodes are told %s: %s", self.me.address, why)
         say_exposure(s, self.tls, bound)
         discovery = Discovery(
-            s.discovery.split(","), identity=self.me, shoal=s.shoal, peers=(), listen=bound, found=lambda _: None
+            s.discovery.split(","),
+            identity=self.me,
+            shoal=s.shoal,
+            peers=(),
+            dns=(),
+            listen=bound,
+            found=lambda _: None,
         )
         try:
             await discovery.start()

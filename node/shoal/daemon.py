@@ -30,6 +30,7 @@ from shoal.talk import Talk
 from shoal.transport import Transport
 from shoal.v1 import node_pb2 as pb
 from shoal.web import Web
+from shoal.whereabouts import dialable
 
 log = logging.getLogger("shoal")
 
@@ -79,10 +80,12 @@ class Daemon:
         stack.push_async_callback(self.greeter.close)
         self.bound = bound = await self.transport.listen(s.listen)
         stack.push_async_callback(self.transport.close)
-        self.me.address = s.advertise or bound
+        self.me.address, why = dialable(bound, s.advertise)
         facts = {"id": self.me.node_id, "name": self.me.name, "address": bound, "http": self.web.address}
         self.folder.tell("node.json", facts)
         log.info("node %s, shoal %s: gRPC on %s, HTTP on http://%s", self.me.node_id, s.shoal, bound, self.web.address)
+        if why:
+            log.info("peers are told %s: %s", self.me.address, why)
         say_exposure(s, self.tls, bound)
         self.process.own("trainer", self.talk.listen())
         self.process.own("ticks", self._tick())
@@ -180,6 +183,7 @@ class Daemon:
             identity=self.me,
             shoal=s.shoal,
             peers=(*s.peers, *([s.coordinator] if s.coordinator else [])),
+            dns=s.dns,
             listen=self.bound,
             found=self.greeter.consider,
         )

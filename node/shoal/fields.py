@@ -36,6 +36,30 @@ def parse_shard(text: str) -> tuple[int, int]:
     return int(match[1]), int(match[2])
 
 
+def parse_name(text: str) -> tuple[str, int | None]:
+    """(host, port) of HOST:PORT, (name, None) of _SERVICE._tcp.DOMAIN. Raises ValueError, saying what was expected."""
+    if re.fullmatch(r"_[A-Za-z0-9-]{1,62}\._tcp(\.[A-Za-z0-9-]{1,63}){1,10}\.?", text):
+        return text, None
+    try:
+        host, port = parse_address(text)
+    except ValueError as expected:
+        raise ValueError(f"{expected}, or _SERVICE._tcp.DOMAIN") from None
+    if port == 0:
+        raise ValueError("HOST:PORT with the port that the nodes listen on, or _SERVICE._tcp.DOMAIN")
+    return host, port
+
+
+AUTO = "auto/"
+
+
+def parse_share(text: str) -> None:
+    """K/N, or auto/N. Raises ValueError, saying what was expected."""
+    try:
+        parse_shard(text if not text.startswith(AUTO) else f"0/{text.removeprefix(AUTO)}")
+    except ValueError as expected:
+        raise ValueError(f"{expected}; or auto/N, K being the number at the end of the host's name") from None
+
+
 RATE_UNITS = {"kbit": 125.0, "Mbit": 125e3, "Gbit": 125e6, "kB": 1e3, "MB": 1e6, "GB": 1e9}
 """Bytes a second of one."""
 LEAST_RATE = 8e3

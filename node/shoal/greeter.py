@@ -18,13 +18,16 @@ SAID_LIMIT = 1_000
 """Addresses and peers whose last complaint is remembered."""
 COMPLAINTS_A_MINUTE = 60
 """Lines in the log: whoever sends a new kind of nonsense each time must not fill the disk."""
+GIVEN = ("static", "--coordinator")
+"""Sources whose addresses the user has given: they are never crowded out."""
 AT_ONCE = 256
 """Hints that are followed at a time: a peer may pass on any addresses, and makes nobody dial more. Further ones come
 again with the next Hello."""
 
 
 class Greeter:
-    """Says Hello to candidates until they answer. Static ones are tried for ever, hints are given up at last."""
+    """Says Hello to candidates until they answer. Static ones are tried for ever, hints are given up at last; a
+    coordinator is tried once, for `Seeking` never tires of asking."""
 
     def __init__(self, greet: Callable[[str], Awaitable[object]], is_known: Callable[[Candidate], bool]) -> None:
         self._greet, self._is_known = greet, is_known
@@ -34,7 +37,7 @@ class Greeter:
 
     def consider(self, candidate: Candidate) -> None:
         """An address turned up: greet it, unless that node is known or being greeted."""
-        crowded = len(self._tasks) >= AT_ONCE and candidate.source != "static"
+        crowded = len(self._tasks) >= AT_ONCE and candidate.source not in GIVEN
         if candidate.address not in self._tasks and not crowded and not self._is_known(candidate):
             task = asyncio.get_running_loop().create_task(self._try(candidate), name=f"greeting {candidate.address}")
             self._tasks[candidate.address] = task
@@ -75,6 +78,8 @@ class Greeter:
                 await self._greet(candidate.address)
             except PeerError as error:
                 self.complain(candidate.address, f"{error} (found by {candidate.source})")
+                if candidate.source == "--coordinator":
+                    return
                 if candidate.source != "static" and LOADING not in str(error) and wait_s >= longest_s:
                     return
             else:

@@ -102,8 +102,6 @@ def check_exposure(settings: Settings) -> None:
         except ValueError:
             loopback = False
         allowed = settings.insecure or (name == "listen" and bool(settings.tls))
-        if name == "listen" and host in ("0.0.0.0", "::") and allowed and not settings.advertise:
-            raise SettingsError(f"listen = {address} is no address that others can dial; give --advertise HOST:PORT")
         if not loopback and not allowed:
             remedy = "--tls DIR (`shoal certs` makes one), or --insecure" if name == "listen" else "--insecure"
             raise SettingsError(

@@ -43,7 +43,7 @@ class Seeking:
         if now >= self._next_at:
             self._next_at = now + AGAIN_S
             for address in self._addresses():
-                self._greeter.consider(Candidate(address, "static"))
+                self._greeter.consider(Candidate(address, "--coordinator"))
         if self._met or now - self._since < GIVE_UP_S:
             return ""
         what = f"{self._settings.algorithm} needs a coordinator, and none was found in {GIVE_UP_S:g} s"

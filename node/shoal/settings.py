@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from shoal.errors import SettingsError
-from shoal.fields import checked, matches, parse_address, parse_rate, parse_shard, setting
+from shoal.fields import checked, matches, parse_address, parse_name, parse_rate, parse_share, setting
 
 PROTOCOL_VERSION = 4
 """Raised when a node could no longer talk to an older one; Hello refuses another number."""
@@ -250,9 +250,14 @@ class Settings:
         "node",
         form=matches(r"[A-Za-z0-9_-]{1,56}", "1 to 56 letters, digits, - or _"),
     )
-    state_dir: str = setting("shoal-state", "Folder of the node id, history, checkpoints and models.", "node")
+    state_dir: str = setting(
+        "shoal-state", "Folder of the node id, history, checkpoints and models; {name} in it is the node's.", "node"
+    )
     shard: str = setting(
-        "0/1", "Which part of a shipped data set is this node's: K/N, K from 0.", "node", form=parse_shard
+        "0/1",
+        "Which part of a shipped data set is this node's: K/N, K from 0; or auto/N, by the number in the host's name.",
+        "node",
+        form=parse_share,
     )
     data_dir: str = setting("data", "Folder of the data sets, and of `folder` partitions.", "node")
     download: bool = setting(False, "Let torchvision download a missing data set.", "node")
@@ -286,13 +291,19 @@ class Settings:
         True, "Let other nodes of this machine and user read vectors in memory, and read theirs.", "node"
     )
     discovery: str = setting(
-        "mdns,static",
-        "How peers are found, joined by commas: mdns, static, or both.",
+        "mdns,static,dns",
+        "How peers are found, joined by commas: mdns, static, dns.",
         "node",
-        form=matches(r"(mdns|static)(,(mdns|static))*", "mdns, static, or both joined by a comma"),
+        form=matches(r"(mdns|static|dns)(,(mdns|static|dns))*", "mdns, static, dns, or some of them joined by commas"),
     )
     peers: tuple[str, ...] = setting(
         (), "HOST:PORT of known peers, for static discovery; one is enough.", "node", form=parse_address
+    )
+    dns: tuple[str, ...] = setting(
+        (),
+        "HOST:PORT whose addresses are all nodes, or _SERVICE._tcp.DOMAIN of SRV records, for dns discovery.",
+        "node",
+        form=parse_name,
     )
     coordinator: str = setting(
         "", "HOST:PORT of the coordinator, which also knows the other nodes.", "node", form=parse_address

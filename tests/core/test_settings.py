@@ -53,11 +53,17 @@ def test_no_two_settings_differ_only_in_dashes_or_case() -> None:
         ({"lazy": "sometimes"}, "unknown lazy 'sometimes'; known: auto, always, never"),
         ({"name": "a b"}, "name = 'a b' must be 1 to 56 letters, digits, - or _"),
         ({"device": "gpu"}, "device = 'gpu' must be auto, cpu or cuda:N"),
-        ({"shard": "5/5"}, "shard = '5/5' must be K/N, K from 0 and below N"),
+        (
+            {"shard": "5/5"},
+            "shard = '5/5' must be K/N, K from 0 and below N; or auto/N, K being the number at the end of the host's name",
+        ),
         ({"listen": "localhost"}, "listen = 'localhost' must be HOST:PORT, the port from 0 to 65535"),
         ({"peers": "a:1,b"}, "peers = 'b' must be HOST:PORT, the port from 0 to 65535"),
         ({"max_rate": "10"}, f"max_rate = '10' must be {A_RATE}"),
-        ({"discovery": "mdns,magic"}, "discovery = 'mdns,magic' must be mdns, static, or both joined by a comma"),
+        (
+            {"discovery": "mdns,magic"},
+            "discovery = 'mdns,magic' must be mdns, static, dns, or some of them joined by commas",
+        ),
     ],
 )
 def test_a_value_that_cannot_be_used_is_refused_by_name(values: dict[str, object], message: str) -> None:

@@ -11,7 +11,8 @@ from typing import Any
 import ifaddr
 import pytest
 
-from shoal.discovery import OTHERS_LIMIT, Candidate, Discovery, Mdns, Static, interfaces, join
+from shoal.discovery import Candidate, Discovery, Mdns, Static, interfaces, join
+from shoal.discovery.multicast import OTHERS_LIMIT
 from shoal.errors import SettingsError
 from shoal.v1.node_pb2 import Identity
 
@@ -273,7 +274,8 @@ class Found:
 def discovery(names: str, node_id: str, port: int, found: Found, peers: tuple[str, ...] = ()) -> Discovery:
     identity = Identity(node_id=node_id, incarnation=1, address=f"127.0.0.1:{port}")
     shoal = f"shoal-{node_id[-6:]}"
-    return Discovery(names.split(","), identity=identity, shoal=shoal, peers=peers, listen="127.0.0.1:0", found=found)
+    where = {"peers": peers, "dns": (), "listen": "127.0.0.1:0"}
+    return Discovery(names.split(","), identity=identity, shoal=shoal, **where, found=found)  # type: ignore[arg-type]
 
 
 @pytest.mark.live
@@ -295,8 +297,8 @@ async def test_both_providers_find_and_only_what_the_setting_names_runs(unique: 
 
 
 async def test_an_unknown_provider_is_refused_and_the_known_ones_are_named() -> None:
-    with pytest.raises(SettingsError, match="unknown discovery 'dns'; known: mdns, static"):
-        discovery("mdns,dns", "node-a", 7101, Found())
+    with pytest.raises(SettingsError, match="unknown discovery 'gossip'; known: mdns, static, dns"):
+        discovery("mdns,gossip", "node-a", 7101, Found())
 
 
 async def test_without_multicast_a_node_that_knows_peers_goes_on_with_a_warning(
@@ -305,7 +307,7 @@ async def test_without_multicast_a_node_that_knows_peers_goes_on_with_a_warning(
     def fails(**_: Any) -> None:
         raise OSError(19, "No such device")
 
-    monkeypatch.setattr("shoal.discovery.AsyncZeroconf", fails)
+    monkeypatch.setattr("shoal.discovery.multicast.AsyncZeroconf", fails)
     found = Found()
     knowing = discovery("mdns,static", "node-a", 7101, found, ("10.0.0.2:700",))
     await knowing.start()

@@ -5,6 +5,7 @@ import dataclasses
 
 from shoal.cli.options import with_settings
 from shoal.settings import Settings
+from shoal.whereabouts import placed
 from shoal_coordinator.service import Service
 
 SETTINGS = [
@@ -39,4 +40,4 @@ def command(settings: Settings, origins: dict[str, str]) -> int:
     """
     if origins["state_dir"] == "default":
         settings = dataclasses.replace(settings, state_dir=STATE_DIR)
-    return asyncio.run(Service(settings).run())
+    return asyncio.run(Service(placed(settings)).run())

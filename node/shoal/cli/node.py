@@ -5,6 +5,7 @@ import asyncio
 from shoal.cli.options import with_settings
 from shoal.lives import live
 from shoal.settings import Settings
+from shoal.whereabouts import placed
 
 
 @with_settings(without=("quorum", "deadline_s"))
@@ -13,4 +14,4 @@ def command(settings: Settings) -> int:
 
     Ctrl-C (or SIGTERM) stops within five seconds and says where the checkpoint is; --resume goes on from it.
     """
-    return asyncio.run(live(settings))
+    return asyncio.run(live(placed(settings)))

@@ -1,25 +1,20 @@
-"""Where other nodes may be. A candidate is a hint, never liveness: it becomes a member by its Hello.
-
-Two providers behind one interface: `Mdns` announces this node on the local network and hears the others, `Static` gives
-the addresses of the settings. Each is sufficient alone; `Discovery` runs those that the settings name.
-"""
+"""Nodes announce themselves on the local network by multicast DNS (RFC 6762, RFC 6763), and hear each other."""
 
 import asyncio
 import ipaddress
-import logging
 import socket
-from collections.abc import AsyncIterator, Callable, Iterable, Sequence
-from typing import Any, NamedTuple, Protocol, Self
+from collections.abc import AsyncIterator, Iterable
+from typing import Any, Self
 
 import ifaddr
 import zeroconf
 from zeroconf import ServiceStateChange
 from zeroconf.asyncio import AsyncServiceBrowser, AsyncServiceInfo, AsyncZeroconf
 
+from shoal.discovery.candidate import Candidate, join
 from shoal.errors import SettingsError
 from shoal.fields import parse_address
 from shoal.settings import PROTOCOL_VERSION
-from shoal.v1.node_pb2 import ROLE_COORDINATOR, Identity
 
 SERVICE = "_shoal._tcp.local."
 RESOLVE_MS = 1000
@@ -32,57 +27,8 @@ ADDRESSES_LIMIT = 4
 """Addresses of one node that are tried."""
 SHOAL_BYTES = 240
 """Length of a shoal's name: it is one string of a TXT record, which holds 255 bytes (RFC 6763, section 6.1)."""
-KNOWN = ("mdns", "static")
-"""Names of the providers, as the setting `discovery` has them."""
 VIRTUAL = ("docker", "br-", "veth")
 """How interfaces begin that lead to containers of this machine only."""
-
-log = logging.getLogger(__name__)
-
-
-class Candidate(NamedTuple):
-    """Where a node may listen: HOST:PORT, and which provider says so. Its id, where that is known."""
-
-    address: str
-    source: str
-    node_id: str = ""
-
-
-class Provider(Protocol):
-    """One way to find nodes."""
-
-    source: str
-
-    def candidates(self) -> AsyncIterator[Candidate]:
-        """Candidates as they turn up, the same one perhaps again; ends when no more can come. One reader only."""
-        ...
-
-    async def close(self) -> None:
-        """Takes this node's own announcement back."""
-        ...
-
-
-class Static:
-    """The addresses of `--peers`, each once; the daemon tries them again."""
-
-    source = "static"
-
-    def __init__(self, peers: Iterable[str]) -> None:
-        """Raises SettingsError for what is no HOST:PORT."""
-        self.addresses = tuple(peers)
-        for peer in self.addresses:
-            try:
-                parse_address(peer)
-            except ValueError as expected:
-                raise SettingsError(f"peer {peer!r} must be {expected}") from None
-
-    async def candidates(self) -> AsyncIterator[Candidate]:
-        """All of them, at once."""
-        for peer in self.addresses:
-            yield Candidate(peer, self.source)
-
-    async def close(self) -> None:
-        """Nothing was announced."""
 
 
 class Mdns:
@@ -214,87 +160,6 @@ def interfaces(adapters: Iterable[ifaddr.Adapter], listen: str) -> tuple[list[st
     if not chosen:
         return ["127.0.0.1"], f"{words}: none is left, so only nodes of this machine can find this one"
     return chosen, words
-
-
-def join(host: str, port: int) -> str:
-    """HOST:PORT, an IPv6 address in brackets."""
-    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-
-
-class Discovery:
-    """All providers that the settings name; `found` is called on the event loop with what any of them finds."""
-
-    def __init__(
-        self,
-        names: Sequence[str],
-        *,
-        identity: Identity,
-        shoal: str,
-        peers: Sequence[str],
-        listen: str,
-        found: Callable[[Candidate], None],
-    ) -> None:
-        """`identity.address` is announced, on the interfaces of `listen`; both HOST:PORT, with the port that was taken.
-
-        Raises SettingsError for a provider that is unknown or a peer that is no address.
-        """
-        if unknown := set(names) - set(KNOWN):
-            raise SettingsError(f"unknown discovery {', '.join(sorted(unknown))!r}; known: {', '.join(KNOWN)}")
-        self._names, self._identity, self._shoal, self._listen = names, identity, shoal, listen
-        self._found, self._peers = found, Static(peers)
-        self._providers: list[Provider] = []
-        self._tasks: list[asyncio.Task[None]] = []
-
-    async def start(self) -> None:
-        """Announces this node and begins to search. Raises SettingsError when no provider can run.
-
-        Without multicast a node that knows peers still finds them: that is a warning.
-        """
-        if "static" in self._names:
-            self._run(self._peers)
-        if "mdns" not in self._names:
-            return
-        me = self._identity
-        try:
-            role = "coordinator" if me.role == ROLE_COORDINATOR else "node"
-            mdns = await Mdns.open(
-                node_id=me.node_id, shoal=self._shoal, address=me.address, listen=self._listen, role=role
-            )
-        except SettingsError as error:
-            if "static" not in self._names or not self._peers.addresses:
-                raise
-            log.warning("%s", error)
-        else:
-            log.debug("mdns: %s", mdns.interfaces_reason)
-            self._run(mdns)
-
-    async def close(self) -> None:
-        """Takes the announcement back and ends the search."""
-        for provider in self._providers:
-            await provider.close()
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
-
-    def others_seen(self) -> str:
-        """`found 3 nodes of other shoals: a, b`, or nothing when there are none: why a node may stay alone."""
-        return next((p.others_seen() for p in self._providers if isinstance(p, Mdns)), "")
-
-    def _run(self, provider: Provider) -> None:
-        self._providers.append(provider)
-        task = asyncio.create_task(self._search(provider), name=f"discovery by {provider.source}")
-        task.add_done_callback(_report)
-        self._tasks.append(task)
-
-    async def _search(self, provider: Provider) -> None:
-        async for candidate in provider.candidates():
-            self._found(candidate)
-
-
-def _report(task: "asyncio.Task[None]") -> None:
-    """A search that fails must not fail in silence; the other provider goes on."""
-    if not task.cancelled() and (error := task.exception()) is not None:
-        log.error("%s ended", task.get_name(), exc_info=error)
 
 
 def _literal(host: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
