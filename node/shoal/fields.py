@@ -57,7 +57,7 @@ def parse_share(text: str) -> None:
     try:
         parse_shard(text if not text.startswith(AUTO) else f"0/{text.removeprefix(AUTO)}")
     except ValueError as expected:
-        raise ValueError(f"{expected}; or auto/N, K being the number at the end of the host's name") from None
+        raise ValueError(f"{expected}; or auto/N, K by the number in the host's name") from None
 
 
 RATE_UNITS = {"kbit": 125.0, "Mbit": 125e3, "Gbit": 125e6, "kB": 1e3, "MB": 1e6, "GB": 1e9}

@@ -70,8 +70,9 @@ class Process:
         self.end(128 + number, f"stopped by {name}")
 
 
-def tls_of(settings: Settings, role: str) -> "Tls | None":
-    """What `--tls` names, for a process of that role; None without. Raises SettingsError when it cannot be used."""
+def tls_of(settings: Settings, role: str | None = None) -> "Tls | None":
+    """What `--tls` names, for a process of that role, or of any; None without. Raises SettingsError when it cannot be
+    used."""
     if not settings.tls:
         return None
     from shoal.certificates.credentials import Credentials

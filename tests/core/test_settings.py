@@ -55,7 +55,7 @@ def test_no_two_settings_differ_only_in_dashes_or_case() -> None:
         ({"device": "gpu"}, "device = 'gpu' must be auto, cpu or cuda:N"),
         (
             {"shard": "5/5"},
-            "shard = '5/5' must be K/N, K from 0 and below N; or auto/N, K being the number at the end of the host's name",
+            "shard = '5/5' must be K/N, K from 0 and below N; or auto/N, K by the number in the host's name",
         ),
         ({"listen": "localhost"}, "listen = 'localhost' must be HOST:PORT, the port from 0 to 65535"),
         ({"peers": "a:1,b"}, "peers = 'b' must be HOST:PORT, the port from 0 to 65535"),

@@ -1,4 +1,4 @@
-"""Finding nodes by DNS: what is a name, all addresses of a host by the system's resolver, SRV records of a real server."""
+"""Finding nodes by DNS: what is a name, all addresses of a host by the system's resolver, SRV records of a server."""
 
 import asyncio
 from collections.abc import AsyncIterator

@@ -105,10 +105,11 @@ class Credentials:
             return f"the certificate in {self.folder} ends at {until}: `shoal certs renew {self.folder}` prolongs it"
         return ""
 
-    def fits(self, *, shoal: str, name: str, role: str) -> None:
-        """Raises SettingsError unless a process with these settings may use them; an empty name fits all."""
+    def fits(self, *, shoal: str, name: str, role: str | None) -> None:
+        """Raises SettingsError unless a process with these settings may use them; an empty name fits all, as does no
+        role."""
         mine = self.member
-        if mine.role != role:
+        if role is not None and mine.role != role:
             raise SettingsError(f"tls = {self.folder} is for a {mine.role}, this is a {role}: issue --role {role}")
         if mine.shoal != shoal:
             raise SettingsError(
