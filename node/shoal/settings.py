@@ -282,7 +282,9 @@ class Settings:
         "127.0.0.1:0", "HOST:PORT of /metrics, /healthz, /readyz, /v1/status.", "node", form=parse_address
     )
     tls: str = setting(
-        "", "Folder of this member's certificate, from `shoal certs`; then gRPC speaks TLS with members alone.", "node"
+        "",
+        "Folder of this member's certificate, from `shoal certs`; then gRPC speaks TLS with members alone.",
+        "node",
     )
     insecure: bool = setting(
         False, "Allow listening beyond loopback without TLS. Anyone who reaches the port can join.", "node"

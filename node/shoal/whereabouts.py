@@ -32,7 +32,7 @@ class Address(NamedTuple):
 
 
 def placed(settings: Settings) -> Settings:
-    """With `shard`, `name` and `state_dir` as they are on this host. Raises SettingsError where its number is wanted
+    """With `shard`, `name` and folders as they are on this host. Raises SettingsError where its number is wanted
     and not known."""
     name = host_name()
     shard = settings.shard
@@ -45,8 +45,8 @@ def placed(settings: Settings) -> Settings:
         parts = int(shard.removeprefix(AUTO))
         shard = f"{(int(number[1]) - 1) % parts}/{parts}"
     mine = settings.name or ("" if settings.tls or name == socket.gethostname() else clean(name))
-    state_dir = settings.state_dir.replace("{name}", mine or clean(name))
-    return dataclasses.replace(settings, shard=shard, name=mine, state_dir=state_dir)
+    folders = {key: getattr(settings, key).replace("{name}", mine or clean(name)) for key in ("state_dir", "tls")}
+    return dataclasses.replace(settings, shard=shard, name=mine, **folders)
 
 
 def host_name() -> str:

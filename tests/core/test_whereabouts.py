@@ -56,6 +56,7 @@ def test_a_container_of_a_service_is_named_after_it(called: pytest.MonkeyPatch) 
     assert placed(Settings(state_dir="state/{name}")).state_dir == "state/shoal_node-3"
     assert placed(Settings(state_dir="state/{name}", name="mine")).state_dir == "state/mine"
     assert placed(Settings(tls="folder")).name == "", "its certificate names it"
+    assert placed(Settings(tls="folder/{name}")).tls == "folder/shoal_node-3"
 
 
 def test_a_host_with_a_name_keeps_it_out_of_the_settings(called: pytest.MonkeyPatch) -> None:
