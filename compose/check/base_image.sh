@@ -14,6 +14,7 @@ mkdir -p "$root/usr/local/share/ca-certificates"
 cp /usr/local/share/ca-certificates/*.crt "$root/usr/local/share/ca-certificates/" 2>/dev/null || true
 chroot "$root" update-ca-certificates >/dev/null 2>&1
 rm -rf "$root"/var/cache/apt/archives/*.deb "$root"/var/lib/apt/lists/* "$root"/var/log/*.log
+(cd "$root/usr/share" && rm -rf doc/* man/* locale/* info/*)  # as slim images do
 tar -C "$root" --numeric-owner -c . | docker import \
     -c 'CMD ["python3"]' -c 'ENV LANG=C.UTF-8' \
     -c 'ENV PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin' \
