@@ -25,7 +25,7 @@ check: $(STAMP)  ## style, types, layers, and generated code against proto/
 bench: $(STAMP)  ## what things cost on this machine, as ratios to what there is to reach
 	$(BIN)/shoal bench all
 
-proto: $(STAMP)  ## write node/shoal/v1 anew from proto/
+proto: $(STAMP)  ## write node/shoal/v1 anew from proto/, and docs/metrics.md from its table
 	$(BIN)/python tests/generated.py
 
 format: $(STAMP)
