@@ -53,7 +53,9 @@ EXCHANGES: Labels = {
 HOW = ("all", "quorum")
 VOTES = ("counted", "missing", "late", "double", "refused")
 STALENESS_BUCKETS = (0.0, 1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0)
-STATES = tuple(state.value for state in State)
+LEFT = "left"
+"""Of a member that took its leave, in order or not; one that is gone fell silent."""
+STATES = (*(state.value for state in State), LEFT)
 
 # fmt: off
 TABLE = (
@@ -81,7 +83,7 @@ TABLE = (
     Row("shoal_shoal_accuracy", "gauge", "ratio", "Held-out accuracy summed over the counts of all live members.",
         "Better."),
     Row("shoal_members", "gauge", "nodes", "Other nodes by what is believed of them.",
-        "More of them; any but alive is trouble.", {"state": STATES}),
+        "More of them; suspect and gone are trouble.", {"state": STATES}),
     Row("shoal_view_members", "gauge", "nodes", "Members of the view that holds, 0 before the first.", "More nodes."),
     Row("shoal_exchanges_total", "counter", "exchanges", "Pairwise averages by this node's role and how they ended.",
         "More averaging; many but done is wasted effort.", EXCHANGES),

@@ -17,6 +17,7 @@ from shoal.metric_table import (
     BY_NAME,
     DIRECTIONS,
     IN_COMMON,
+    LEFT,
     OF_COORDINATOR,
     OTHER,
     PEERS_LIMIT,
@@ -141,7 +142,7 @@ class Metrics:
         self._advance("shoal_sent_bytes_total", node["bytes_sent"])
         self._advance("shoal_received_bytes_total", node["bytes_received"])
         self._advance("shoal_sending_limited_seconds_total", node["limited_s"])
-        states = [member["state"] for member in members]
+        states = [LEFT if m["reason"].startswith("left") else m["state"] for m in members]
         for state in STATES:
             self._set("shoal_members", states.count(state), state=state)
         known = {m["id"]: m for m in members if m["rtt_s"] is not None and m["state"] != State.GONE}

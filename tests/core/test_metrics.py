@@ -88,7 +88,14 @@ INFO = {
 
 
 def member(node_id: str, state: str = "alive", rtt_s: float | None = 0.002) -> dict[str, Any]:
-    row = {"id": node_id, "state": state, "rtt_s": rtt_s, "role": "node", "step": 45 if state == "alive" else 99}
+    row = {
+        "id": node_id,
+        "state": state,
+        "rtt_s": rtt_s,
+        "role": "node",
+        "reason": "",
+        "step": 45 if state == "alive" else 99,
+    }
     return row | {"bytes_sent": 300, "bytes_received": 400}
 
 
@@ -169,8 +176,9 @@ def test_every_count_of_an_exchange_has_its_place() -> None:
 
 def busy(metrics: Metrics) -> Metrics:
     """With everything told once."""
+    left = member("node-d", "gone") | {"reason": "left: finished"}
     metrics.from_status(STATUS)
-    metrics.from_members(published(member("node-b"), member("node-c", "gone")))
+    metrics.from_members(published(member("node-b"), member("node-c", "gone"), left))
     metrics.labels({"0": 12, "1": 0})
     metrics.refused("BadVector")
     metrics.connection("up")
@@ -255,6 +263,7 @@ def test_two_nodes_in_one_process_do_not_share_values(metrics: Metrics) -> None:
         ("shoal_members", {"state": "alive"}, 1),
         ("shoal_members", {"state": "suspect"}, 0),
         ("shoal_members", {"state": "gone"}, 1),
+        ("shoal_members", {"state": "left"}, 1),
         ("shoal_peer_rtt_seconds", {"peer": "node-b"}, 0.002),
         ("shoal_peer_codec", {"peer": "node-b", "codec": "bf16"}, 1),
         ("shoal_label_samples", {"label": "0"}, 12),
