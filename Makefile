@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test chaos check bench proto format clean
+.PHONY: demo test chaos check check-prometheus bench proto format clean
 
 demo: $(STAMP)  ## five nodes on this machine train one model on label-skewed data
 	$(BIN)/shoal demo
@@ -22,10 +22,14 @@ check: $(STAMP)  ## style, types, layers, and generated code against proto/
 	$(BIN)/lint-imports
 	$(BIN)/python tests/generated.py --check
 
+check-prometheus:  ## scrape configurations, rules, and that every alert fires; needs promtool
+	promtool check config compose/prometheus/prometheus.yml compose/prometheus/http-sd.yml
+	promtool test rules compose/prometheus/tests/shoal_test.yml
+
 bench: $(STAMP)  ## what things cost on this machine, as ratios to what there is to reach
 	$(BIN)/shoal bench all
 
-proto: $(STAMP)  ## write node/shoal/v1 anew from proto/
+proto: $(STAMP)  ## write node/shoal/v1 anew from proto/, and docs/metrics.md from its table
 	$(BIN)/python tests/generated.py
 
 format: $(STAMP)

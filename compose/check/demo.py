@@ -64,7 +64,7 @@ class Demo:
     def status(self, container: str) -> dict[str, Any]:
         """Its /v1/status; empty while it does not answer."""
         with contextlib.suppress(OSError, ValueError):
-            return dict(fetch(f"http://{self.address(container)}:9464/v1/status"))
+            return dict(fetch(f"http://{self.address(container)}:7460/v1/status"))
         return {}
 
     def result(self, container: str) -> dict[str, Any]:

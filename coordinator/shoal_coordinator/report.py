@@ -5,6 +5,7 @@ from typing import Any
 
 from shoal.membership import Membership
 from shoal.settings import Settings
+from shoal.status import with_traffic
 from shoal.transport import Transport
 from shoal_coordinator.parameters import ParameterServer
 from shoal_coordinator.server import Server
@@ -15,7 +16,8 @@ def status(
     settings: Settings, membership: Membership, server: Server | None, transport: Transport, now: float
 ) -> dict[str, Any]:
     """/v1/status: what a node's has, with a part of its own in place of training."""
-    members, traffic, me = membership.snapshot(now), transport.traffic.values(), membership.roster.me
+    members, me = with_traffic(membership.snapshot(now), transport), membership.roster.me
+    traffic = transport.traffic.values()
     right, total = membership.held_out()
     serves = {} if server is None else served(server)
     return {

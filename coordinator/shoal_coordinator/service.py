@@ -22,6 +22,7 @@ from shoal.metrics import Metrics
 from shoal.process import Process, check_exposure, say_exposure, tls_of
 from shoal.roster import Action, Gone, Joined, Send
 from shoal.settings import Settings
+from shoal.targets import targets, told
 from shoal.transport import Transport
 from shoal.v1 import node_pb2 as pb
 from shoal.web import Web
@@ -83,7 +84,7 @@ class Service:
 
     async def _start(self, stack: contextlib.AsyncExitStack) -> None:
         s = self.settings
-        self.metrics = Metrics(node=self.me.node_id, algorithm="", task="", coordinates=True)
+        self.metrics = Metrics(node=self.me.node_id, algorithm="", task="", shoal=s.shoal, coordinates=True)
         self.web = Web(s.http, registry=self.metrics.registry)
         stack.callback(self.web.close)
         self.membership = Membership(
@@ -109,6 +110,7 @@ class Service:
         bound = await self.transport.listen(s.listen)
         stack.push_async_callback(self.transport.close)
         self.me.address, why = dialable(bound, s.advertise)
+        self.me.http = told(self.web.address, self.me.address)
         facts = {"id": self.me.node_id, "name": self.me.name, "address": bound, "http": self.web.address}
         self.folder.tell("node.json", facts)
         where = f"gRPC on {bound}, HTTP on http://{self.web.address}"
@@ -295,9 +297,11 @@ class Service:
             if now >= next_status:
                 next_status = now + STATUS_S
                 shown = self._status()
-                self.web.publish(shown, ready=self.adopted is not None, why="no node has said Hello")
+                where = targets(self.membership.roster, self.settings.shoal)
+                self.web.publish(shown, targets=where, ready=self.adopted is not None, why="no node has said Hello")
                 self.metrics.from_coordinator(shown, report.take_staleness(self.server))
                 self.metrics.certificate(self.tls.ends if self.tls else None)
+                self.metrics.disk(self.folder.free_bytes())
                 self.metrics.heartbeats(*self._heartbeats)
             if now >= next_progress:
                 next_progress = now + PROGRESS_S

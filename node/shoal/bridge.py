@@ -15,6 +15,7 @@ from shoal.errors import BadFrame, PeerError
 from shoal.greeter import Greeter
 from shoal.membership import Membership
 from shoal.metrics import Metrics
+from shoal.packed import Packed
 from shoal.roster import Action, Send
 from shoal.transport import Transport
 from shoal.v1 import node_pb2 as pb
@@ -34,9 +35,10 @@ class Bridge:
         greeter: Greeter,
         do: Callable[[list[Action]], None],
         memory_of: Callable[[str], dict[str, Any] | None],
+        packed: Packed,
     ) -> None:
         self.child, self.membership, self.metrics, self.greeter, self._do = child, membership, metrics, greeter, do
-        self._memory_of = memory_of
+        self._memory_of, self._packed = memory_of, packed
         self.transport: Transport | None = None  # set by its maker, which needs this first
         self.heartbeats_received = 0
         self._incarnations: dict[tuple[str, int], int] = {}  # of the connections that are up
@@ -76,6 +78,7 @@ class Bridge:
         incarnation = self._incarnations.pop((peer_id, conn))
         if self._connections.get(peer_id) == conn:
             del self._connections[peer_id]
+            self._packed.forget(peer_id)
             self.detours.down(peer_id)
         self._do(self.membership.link_down(peer_id, reason, time.monotonic(), incarnation))
 
@@ -105,6 +108,9 @@ class Bridge:
     def message(self, peer_id: str, conn: int, header: bytes, slot: int | None, finite: bool) -> None:
         """A whole message, for the trainer or to be passed on."""
         parsed = pb.Header.FromString(header)
+        codec = self._packed.seen(peer_id, parsed)
+        if slot is not None:
+            self.metrics.vectors(codec, received=parsed.vector.bytes)
         if parsed.target and parsed.target != self.membership.roster.me.node_id:
             self._pass_on(peer_id, parsed, header, slot)
             return
@@ -154,7 +160,9 @@ class Bridge:
         if slot < 0:
             self.transport.send(peer, conn, header, None, lambda: None)
         else:
-            vector = self.child.segment.slot(slot)[: pb.Header.FromString(header).vector.bytes]
+            parsed = pb.Header.FromString(header)
+            self.metrics.vectors(self._packed.seen(peer, parsed), sent=parsed.vector.bytes)
+            vector = self.child.segment.slot(slot)[: parsed.vector.bytes]
             self.transport.send(peer, conn, header, vector, lambda: self.child.channel.send("sent", slot=slot))
 
     def _detour_up(self, peer: str, conn: int) -> None:

@@ -21,12 +21,14 @@ from shoal.folder import StateFolder
 from shoal.greeter import Greeter
 from shoal.membership import Membership
 from shoal.metrics import Metrics
+from shoal.packed import Packed
 from shoal.process import AGAIN, Process, check_exposure, say_exposure, tls_of
 from shoal.reception import Reception
 from shoal.roster import Action, Dropped, Gone, Installed, Joined, Pause, Refused, Send
 from shoal.seeking import Seeking
 from shoal.settings import Settings
 from shoal.talk import Talk
+from shoal.targets import targets, told
 from shoal.transport import Transport
 from shoal.v1 import node_pb2 as pb
 from shoal.web import Web
@@ -61,7 +63,7 @@ class Daemon:
         self.folder = StateFolder(Path(s.state_dir), name)
         self.me = pb.Identity(node_id=self.folder.node_id, incarnation=self.folder.incarnation, name=self.folder.name)
         self.process = Process()
-        self.metrics = Metrics(node=self.me.node_id, algorithm=s.algorithm, task=s.task)
+        self.metrics = Metrics(node=self.me.node_id, algorithm=s.algorithm, task=s.task, shoal=s.shoal)
         try:
             async with contextlib.AsyncExitStack() as stack:
                 await self._start(stack)
@@ -76,11 +78,13 @@ class Daemon:
         stack.callback(self.web.close)
         self.child = await Child.start(s, self.me.node_id, self.me.incarnation)
         stack.push_async_callback(self.child.end)
+        self.metrics.trainer(lambda: self.child.process.pid)
         self._assemble()
         stack.push_async_callback(self.greeter.close)
         self.bound = bound = await self.transport.listen(s.listen)
         stack.push_async_callback(self.transport.close)
         self.me.address, why = dialable(bound, s.advertise)
+        self.me.http = told(self.web.address, self.me.address)
         facts = {"id": self.me.node_id, "name": self.me.name, "address": bound, "http": self.web.address}
         self.folder.tell("node.json", facts)
         log.info("node %s, shoal %s: gRPC on %s, HTTP on http://%s", self.me.node_id, s.shoal, bound, self.web.address)
@@ -116,7 +120,13 @@ class Daemon:
             connect=lambda identity: self.transport.connect(identity),
         )
         self.bridge = Bridge(
-            self.child, self.membership, self.metrics, self.greeter, self._do, self.reception.memory_of
+            self.child,
+            self.membership,
+            self.metrics,
+            self.greeter,
+            self._do,
+            self.reception.memory_of,
+            Packed(s.codec),
         )
         self.talk = Talk(
             s.task,
@@ -287,7 +297,10 @@ class Daemon:
             time.monotonic(),
             self.seeking.waiting,
         )
-        self.web.publish(shown, ready=self.membership.view is not None, why=self.membership.waiting or "loading")
+        where = targets(self.membership.roster, self.settings.shoal)
+        ready, why = self.membership.view is not None, self.membership.waiting or "loading"
+        self.web.publish(shown, targets=where, ready=ready, why=why)
         self.metrics.from_members(shown)
         self.metrics.certificate(self.tls.ends if self.tls else None)
+        self.metrics.disk(self.folder.free_bytes())
         self.metrics.heartbeats(self._heartbeats_sent, self.bridge.heartbeats_received)

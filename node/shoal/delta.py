@@ -18,6 +18,10 @@ class Delta(abc.ABC):
         """Adds its first coordinates to x, as many as x has. `as_sent`: x is still what this end has sent."""
 
     @abc.abstractmethod
+    def length(self) -> float:
+        """Euclid's; with no room for a difference as large as the model."""
+
+    @abc.abstractmethod
     def tensor(self) -> Tensor:
         """(n,), new: for whoever keeps it."""
 
@@ -32,6 +36,10 @@ class Made(Delta):
     def add_to(self, x: Tensor, *, as_sent: bool = False) -> None:
         """In one pass."""
         x.add_(self.vector[: x.numel()], alpha=self.part)
+
+    def length(self) -> float:
+        """Of all that there is."""
+        return abs(self.part) * float(torch.linalg.vector_norm(self.vector))
 
     def tensor(self) -> Tensor:
         """A copy."""
@@ -58,6 +66,19 @@ class Between(Delta):
             part = torch.sub(self.theirs[place], self.mine[place], out=gap[: piece.numel()])
             piece.add_(part, alpha=0.5)
 
+    def length(self) -> float:
+        """Piece by piece."""
+        return 0.5 * distance(self.theirs, self.mine)
+
     def tensor(self) -> Tensor:
         """The difference, halved."""
         return self.theirs.sub(self.mine).mul_(0.5)
+
+
+def distance(a: Tensor, b: Tensor) -> float:
+    """Euclid's, of two vectors, each (n,): piece by piece, with no room for their difference."""
+    squares = a.new_zeros((), dtype=torch.float64)
+    for start in range(0, a.numel(), PIECE):
+        place = slice(start, start + PIECE)
+        squares += torch.linalg.vector_norm(a[place] - b[place]).double() ** 2
+    return float(squares.sqrt())

@@ -10,6 +10,8 @@ mean of the two is untouched.
 """
 
 import dataclasses
+import math
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
@@ -29,12 +31,23 @@ class BetweenRounded(Delta):
 
     def add_to(self, x: Tensor, *, as_sent: bool = False) -> None:
         """Piece by piece."""
-        room = x.new_empty(2, min(rounding.PIECE, x.numel()))
-        for piece in rounding.pieces(x.numel()):
+        for piece, difference in self._differences(x.numel(), x.device):
+            x[piece].add_(difference, alpha=0.5)
+
+    def length(self) -> float:
+        """Piece by piece."""
+        parts = self._differences(self.theirs.elements, self.theirs.device)
+        squares = (float(torch.linalg.vector_norm(part)) ** 2 for _, part in parts)
+        return 0.5 * math.sqrt(sum(squares))
+
+    def _differences(self, elements: int, device: torch.device) -> Iterator[tuple[slice, Tensor]]:
+        """Theirs less mine of the first so many coordinates, each piece in the room of the last one."""
+        room = torch.empty(2, min(rounding.PIECE, elements), device=device)
+        for piece in rounding.pieces(elements):
             theirs, mine = room[:, : piece.stop - piece.start]
             self.theirs.read(piece, theirs)
             self.mine.read(piece, mine)
-            x[piece].add_(theirs.sub_(mine), alpha=0.5)
+            yield piece, theirs.sub_(mine)
 
     def tensor(self) -> Tensor:
         """(n,) float32."""

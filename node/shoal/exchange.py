@@ -49,7 +49,7 @@ class Settlement:
         """Models that are further apart than `max_distance` (Euclid's) are not averaged."""
         known = codecs or PairCodecs()
         self._desk = Desk(me, incarnation, snapshot, state or snapshot, add, send, ended, known, max_distance)
-        self.tally = self._desk.tally
+        self.tally, self.apart = self._desk.tally, self._desk.apart
         self._serving = Serving(self._desk)
         self._offering = Offering(self._desk, freed=self._serving.serve_held)
         self._answers = {**self._serving.answers, **self._offering.answers}

@@ -55,6 +55,14 @@ class StateFolder:
         """Writes a JSON file that is never seen half-written."""
         self._write(file, json.dumps(content, indent=1))
 
+    def free_bytes(self) -> int | None:
+        """Of its disk, for this user; None where the folder is gone."""
+        try:
+            disk = os.statvfs(self.path)
+        except OSError:
+            return None
+        return disk.f_bavail * disk.f_frsize
+
     def close(self, *, running_file: str = "node.json") -> None:
         """Lets go of the folder."""
         (self.path / running_file).unlink(missing_ok=True)

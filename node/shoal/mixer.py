@@ -8,7 +8,9 @@ import torch
 from torch import Tensor
 
 from shoal import quantiser, rounding
+from shoal.apart import Apart
 from shoal.collective import Collective
+from shoal.delta import distance
 from shoal.errors import BadVector
 from shoal.messages import PeerId, Tag
 
@@ -26,6 +28,7 @@ class Mixer:
         self._together, self._draw = collective, draw
         self._weights: dict[PeerId, float] = {}
         self.taken = 0  # vectors of others that were mixed in
+        self.apart = Apart()
 
     def enter(self, weights: Mapping[PeerId, float]) -> None:
         """Row i of W in the view that holds, this worker's own weight included."""
@@ -35,7 +38,7 @@ class Mixer:
         """(m,): posted at once, and collected when it is awaited."""
         tag = Tag(self._together.view, t, "mix")
         self._post(tag, y)
-        return self._collected(tag, y, lambda theirs, peer: theirs)
+        return self._collected(tag, y, lambda theirs, peer: theirs, models=True)
 
     def rounded(self, t: int, y: Tensor, codec: str) -> Coroutine[Any, Any, Tensor]:
         """(m,): y + sum_j W_ij (y^_j - y^_i), y^ being y as bf16 or f16 has it; posted at once, as `full`.
@@ -51,7 +54,7 @@ class Mixer:
         def opened(packed: Tensor, peer: PeerId) -> Tensor:
             return rounding.unhalved(packed, codec, y.numel(), peer)
 
-        total = await self._collected(tag, own, opened)
+        total = await self._collected(tag, own, opened, models=True)
         return total.add_(y).sub_(opened(own, self._together.me))
 
     async def packed(self, t: int, z: Tensor, bits: int, buffers: Tensor) -> tuple[Tensor, Tensor]:
@@ -79,11 +82,20 @@ class Mixer:
             if peer != self._together.me:
                 self._together.post.post(peer, tag, payload)
 
-    async def _collected(self, tag: Tag, own: Tensor, opened: Callable[[Tensor, PeerId], Tensor]) -> Tensor:
+    async def _collected(
+        self, tag: Tag, own: Tensor, opened: Callable[[Tensor, PeerId], Tensor], *, models: bool = False
+    ) -> Tensor:
+        """`models`: what travels is the model itself, so that its distance to a neighbour's can be told."""
         me = self._together.me
         total = torch.zeros_like(opened(own, me))
         for peer, weight in self._weights.items():
             theirs = own if peer == me else await self._together.collect(peer, tag)
-            total.add_(opened(theirs, peer), alpha=weight)
+            part = opened(theirs, peer)
+            total.add_(part, alpha=weight)
+            if models and peer != me:
+                self._measure(part, lambda: opened(own, me))
         self.taken += len(self._weights) - 1
         return total
+
+    def _measure(self, theirs: Tensor, mine: Callable[[], Tensor]) -> None:
+        self.apart.look(lambda: distance(theirs, mine()), lambda: float(torch.linalg.vector_norm(mine())))

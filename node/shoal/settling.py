@@ -11,6 +11,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from shoal.apart import Apart
 from shoal.delta import Delta
 from shoal.ledger import Ledger
 from shoal.messages import Kind, Message, PeerId
@@ -113,6 +114,7 @@ class Desk:
     held: list[Offer] = dataclasses.field(default_factory=list)
     ledger: Ledger = dataclasses.field(default_factory=Ledger)
     tally: Tally = dataclasses.field(default_factory=Tally)
+    apart: Apart = dataclasses.field(default_factory=Apart)
 
     def to_send(self, codec: Duplex) -> Tensor:
         """What goes out of this node's model, which may change from now on."""
@@ -120,9 +122,10 @@ class Desk:
 
     def too_far(self, delta: Delta) -> str:
         """Why the models that give that delta are not averaged: their distance (Euclid's), twice its length."""
+        self.apart.look(lambda: 2 * delta.length(), lambda: float(torch.linalg.vector_norm(self.state())))
         if self.max_distance == math.inf:
             return ""
-        away = 2 * float(torch.linalg.vector_norm(delta.tensor()))
+        away = 2 * delta.length()
         return (
             "" if away <= self.max_distance else f"our models are {away:.3g} apart, at most {self.max_distance:g} here"
         )

@@ -23,7 +23,7 @@ def status(
 ) -> dict[str, Any]:
     """/v1/status. `ready` and `trained` are what the trainer said at its start and last, `seeking` why the
     coordinator is not there."""
-    members = membership.snapshot(now)
+    members = with_traffic(membership.snapshot(now), transport)
     right, total = membership.held_out()
     view = membership.view
     waits = list(trained.get("waits", []))
@@ -50,6 +50,15 @@ def status(
             "accuracy": right / total if total else None,
         },
     }
+
+
+def with_traffic(members: list[dict[str, Any]], transport: Transport) -> list[dict[str, Any]]:
+    """The rows of the members with the bytes to and from each; this node's own row has 0."""
+    for row in members:
+        traffic = transport.traffic.get(row["id"])
+        row["bytes_sent"] = traffic.sent_bytes if traffic else 0
+        row["bytes_received"] = traffic.received_bytes if traffic else 0
+    return members
 
 
 def own_figures(
@@ -84,6 +93,7 @@ def own_figures(
         "averages_per_gradient": done / gradients if gradients else None,
         "seconds": seconds,
         "seconds_a_step": {phase: spent / timed for phase, spent in seconds.items()} if timed else {},
+        "distance": trained.get("distance"),
         "bytes_sent": sum(one.sent_bytes for one in traffic),
         "bytes_received": sum(one.received_bytes for one in traffic),
         "max_rate": settings.max_rate,

@@ -1,4 +1,4 @@
-"""Plain HTTP for people and monitoring: /metrics, /healthz, /readyz and /v1/status. Reads only, and of a snapshot.
+"""Plain HTTP for people and monitoring: /metrics, /healthz, /readyz, /v1/status, /v1/targets. Read only, of a snapshot.
 
 It runs in threads of its own, so a slow reader never holds up the event loop; what it serves was put together there.
 """
@@ -11,6 +11,7 @@ import socketserver
 import sys
 import threading
 import time
+from collections.abc import Sequence
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, NamedTuple
@@ -35,7 +36,7 @@ AT_ONCE = 16
 TEXT = "text/plain; charset=utf-8"
 METRICS = "text/plain; version=0.0.4; charset=utf-8"
 JSON = "application/json"
-PATHS = ("/metrics", "/healthz", "/readyz", "/v1/status")
+PATHS = ("/metrics", "/healthz", "/readyz", "/v1/status", "/v1/targets")
 
 
 log = logging.getLogger(__name__)
@@ -53,6 +54,7 @@ class _Snapshot(NamedTuple):
     """What the loop published last; replaced as a whole, so a reader sees one moment."""
 
     status: bytes
+    targets: bytes
     ready: bool
     why: str
 
@@ -63,7 +65,7 @@ class Web:
     def __init__(self, address: str, *, registry: CollectorRegistry) -> None:
         """`address` is HOST:PORT, port 0 takes a free one. Raises PortInUse or SettingsError."""
         self._registry = registry
-        self._snapshot = _Snapshot(b"{}", False, "the node is starting")
+        self._snapshot = _Snapshot(b"{}", b"[]", False, "the node is starting")
         self._beat_at = time.monotonic()
         self._server = _listen(address, self)
         host, port = self._server.server_address[:2]
@@ -78,10 +80,11 @@ class Web:
         """The event loop runs."""
         self._beat_at = time.monotonic()
 
-    def publish(self, status: dict[str, Any], *, ready: bool, why: str) -> None:
-        """Replaces what is shown: /v1/status as plain values, and whether this node trains, or why not yet."""
+    def publish(self, status: dict[str, Any], *, ready: bool, why: str, targets: Sequence[dict[str, Any]] = ()) -> None:
+        """Replaces what is shown: /v1/status and /v1/targets as plain values, and whether this node trains, or why not
+        yet."""
         body = json.dumps(plain(status), allow_nan=False).encode() + b"\n"
-        self._snapshot = _Snapshot(body, ready, why)
+        self._snapshot = _Snapshot(body, json.dumps(list(targets)).encode() + b"\n", ready, why)
 
     def close(self) -> None:
         """Ends listening; requests under way are cut off with the process."""
@@ -106,6 +109,8 @@ class Web:
                 return _text(HTTPStatus.SERVICE_UNAVAILABLE, f"not ready: {snapshot.why}")
             case "/v1/status":
                 return Answer(HTTPStatus.OK, JSON, snapshot.status)
+            case "/v1/targets":
+                return Answer(HTTPStatus.OK, JSON, snapshot.targets)
         return _text(HTTPStatus.NOT_FOUND, f"there is no such path; there are {', '.join(PATHS)}")
 
 

@@ -2,6 +2,8 @@
 
 import math
 import re
+import subprocess
+import sys
 from collections.abc import Iterator
 from typing import Any
 
@@ -11,7 +13,8 @@ from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.samples import Sample
 
 from shoal import __version__
-from shoal.metrics import BY_NAME, OF_COORDINATOR, PEERS_LIMIT, PROCESS, TABLE, TALLY, Metrics, Row
+from shoal.metric_table import BY_NAME, OF_COORDINATOR, PEERS_LIMIT, PROCESS, TABLE, TALLY, TRAINER, Row
+from shoal.metrics import Metrics
 
 NAME = re.compile(r"shoal_[a-z]+(_[a-z]+)*")
 MINIMUM = [
@@ -47,6 +50,9 @@ STATUS: dict[str, Any] = {
     "gradients": 41,
     "loss": 0.5,
     "lr": 0.1,
+    "distance": 0.75,
+    "norm": 3.0,
+    "gpu": {"total": 80, "used": 20, "trainer": 10},
     "right": 30,
     "total": 40,
     "exchanges": {
@@ -71,19 +77,38 @@ STATUS: dict[str, Any] = {
 }
 
 
+INFO = {
+    "node": "node-a-1",
+    "shoal": "default",
+    "role": "node",
+    "algorithm": "ad-psgd",
+    "task": "digits",
+    "version": __version__,
+}
+
+
 def member(node_id: str, state: str = "alive", rtt_s: float | None = 0.002) -> dict[str, Any]:
-    return {"id": node_id, "state": state, "rtt_s": rtt_s}
+    row = {
+        "id": node_id,
+        "state": state,
+        "rtt_s": rtt_s,
+        "role": "node",
+        "reason": "",
+        "step": 45 if state == "alive" else 99,
+    }
+    return row | {"bytes_sent": 300, "bytes_received": 400}
 
 
 def published(*members: dict[str, Any]) -> dict[str, Any]:
     node = {
         "phase": "running",
+        "step": 40,
         "averages_per_gradient": 1.25,
         "bytes_sent": 1000,
         "bytes_received": 2000,
         "limited_s": 2.5,
     }
-    rows = [member("node-me", "self", None), *members]
+    rows = [member("node-me", "self", None) | {"step": 40}, *members]
     return {
         "node": node,
         "view": {"members": ["a", "b"]},
@@ -151,12 +176,17 @@ def test_every_count_of_an_exchange_has_its_place() -> None:
 
 def busy(metrics: Metrics) -> Metrics:
     """With everything told once."""
+    left = member("node-d", "gone") | {"reason": "left: finished"}
     metrics.from_status(STATUS)
-    metrics.from_members(published(member("node-b"), member("node-c", "gone")))
+    metrics.from_members(published(member("node-b"), member("node-c", "gone"), left))
     metrics.labels({"0": 12, "1": 0})
     metrics.refused("BadVector")
     metrics.connection("up")
     metrics.heartbeats(3, 4)
+    metrics.vectors("bf16", sent=7)
+    metrics.vectors("bf16", received=9)
+    metrics.disk(5000)
+    metrics.certificate(1.8e9)
     return metrics
 
 
@@ -186,8 +216,18 @@ def test_two_nodes_in_one_process_do_not_share_values(metrics: Metrics) -> None:
 @pytest.mark.parametrize(
     ("name", "labels", "expected"),
     [
-        ("shoal_info", {"node": "node-a-1", "algorithm": "ad-psgd", "task": "digits", "version": __version__}, 1),
+        ("shoal_info", INFO, 1),
         ("shoal_step", {}, 40),
+        ("shoal_steps_behind", {}, 5),
+        ("shoal_model_distance", {}, 0.75),
+        ("shoal_model_norm", {}, 3),
+        ("shoal_vector_bytes_total", {"codec": "bf16", "direction": "sent"}, 7),
+        ("shoal_vector_bytes_total", {"codec": "bf16", "direction": "received"}, 9),
+        ("shoal_peer_bytes_total", {"peer": "node-b", "direction": "sent"}, 300),
+        ("shoal_peer_bytes_total", {"peer": "node-b", "direction": "received"}, 400),
+        ("shoal_state_free_bytes", {}, 5000),
+        ("shoal_certificate_expiry_timestamp_seconds", {}, 1.8e9),
+        ("shoal_gpu_memory_bytes", {"kind": "used"}, 20),
         ("shoal_gradients_total", {}, 41),
         ("shoal_train_loss", {}, 0.5),
         ("shoal_learning_rate", {}, 0.1),
@@ -223,6 +263,7 @@ def test_two_nodes_in_one_process_do_not_share_values(metrics: Metrics) -> None:
         ("shoal_members", {"state": "alive"}, 1),
         ("shoal_members", {"state": "suspect"}, 0),
         ("shoal_members", {"state": "gone"}, 1),
+        ("shoal_members", {"state": "left"}, 1),
         ("shoal_peer_rtt_seconds", {"peer": "node-b"}, 0.002),
         ("shoal_peer_codec", {"peer": "node-b", "codec": "bf16"}, 1),
         ("shoal_label_samples", {"label": "0"}, 12),
@@ -277,9 +318,40 @@ def test_a_neighbour_has_the_series_of_one_codec(metrics: Metrics) -> None:
     assert found == {("node-b", "sign"): 1, ("node-c", "f32"): 1}
 
 
-def test_the_series_of_neighbours_are_bounded(metrics: Metrics) -> None:
-    metrics.from_members(published(*(member(f"node-{k}") for k in range(PEERS_LIMIT + 50))))
-    assert sum(s.name == "shoal_peer_rtt_seconds" for s in samples(metrics)) == PEERS_LIMIT
+def test_the_series_of_neighbours_are_bounded_and_each_node_is_watched_by_as_many() -> None:
+    ids = [f"node-{k:03}" for k in range(2 * PEERS_LIMIT)]
+    watchers = dict.fromkeys(ids, 0)
+    for me in ids:
+        one = Metrics(node=me, algorithm="ad-psgd", task="digits")
+        one.from_members(published(*(member(peer) for peer in ids if peer != me)))
+        one.from_status({"exchanges": {"codecs": {peer: "f32" for peer in ids if peer != me}}})
+        seen = [s.labels["peer"] for s in samples(one) if s.name == "shoal_peer_rtt_seconds"]
+        assert sum("peer" in s.labels for s in samples(one)) == 4 * PEERS_LIMIT, "rtt, codec, bytes both ways"
+        for peer in seen:
+            watchers[peer] += 1
+    assert set(watchers.values()) == {PEERS_LIMIT}
+
+
+def test_the_bytes_of_a_neighbour_that_comes_back_are_counted_on(metrics: Metrics) -> None:
+    metrics.from_members(published(member("node-b")))
+    metrics.from_members(published(member("node-b", "gone")))
+    assert not [s for s in samples(metrics) if s.name == "shoal_peer_bytes_total"]
+    metrics.from_members(published(member("node-b") | {"bytes_sent": 310}))
+    assert value(metrics, "shoal_peer_bytes_total", peer="node-b", direction="sent") == 10
+
+
+def test_a_node_without_a_gpu_has_no_series_of_one(metrics: Metrics) -> None:
+    metrics.from_status(STATUS | {"gpu": {}})
+    assert not [s for s in samples(metrics) if s.name == "shoal_gpu_memory_bytes"]
+
+
+def test_the_trainer_is_measured_while_it_lives() -> None:
+    made = Metrics(node="node-a-1", algorithm="ad-psgd", task="digits")
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as child:
+        made.trainer(lambda: child.pid)
+        assert value(made, "shoal_trainer_process_resident_memory_bytes") > 0
+        child.communicate(b"\n")
+    assert not [s for s in samples(made) if s.name.startswith(TRAINER)]
 
 
 def test_a_label_value_that_the_table_does_not_name_becomes_other(metrics: Metrics) -> None:

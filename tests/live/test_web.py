@@ -86,6 +86,15 @@ def test_the_status_is_what_was_published_last(served: Web) -> None:
     assert json.loads(body) == {"node": {"step": 1, "loss": None}, "members": [{"name": "é"}]}
 
 
+def test_targets_are_those_that_were_published_last(served: Web) -> None:
+    assert json.loads(ask(served, "/v1/targets")[2]) == []
+    shown = [{"targets": ["10.0.0.1:7460"], "labels": {"__meta_shoal_node": "a-000001"}}]
+    served.publish({}, targets=shown, ready=True, why="")
+    status, headers, body = ask(served, "/v1/targets")
+    assert (status, headers["content-type"]) == (200, "application/json"), "or Prometheus does not take it"
+    assert json.loads(body) == shown
+
+
 @pytest.mark.parametrize("path", ["/", "/metrics/", "/v1", "/../etc/passwd", "/v1/status/x", "/%6detrics"])
 def test_another_path_is_not_found_and_the_answer_lists_those_there_are(served: Web, path: str) -> None:
     status, _, body = ask(served, path)

@@ -30,6 +30,7 @@ from shoal.messages import AVERAGES, Kind, Message, PeerId
 from shoal.runtime import Runtime
 from shoal.settings import Settings
 from shoal.sharing import Memory
+from shoal.trainer import gpu
 from shoal.trainer.computing import Computing
 from shoal.trainer.keeper import Keeper
 from shoal.trainer.outbox import DTYPES, Outbox
@@ -396,12 +397,16 @@ class TrainerHost:
     def _report_now(self) -> None:
         runtime, counts = self.runtime, self._counts
         settlement = runtime.settlement
+        apart = max(settlement.apart, runtime.mixer.apart, key=lambda one: one.chances)
         self.channel.send(
             "status",
             step=self._step,
             gradients=runtime.gradients,
             loss=runtime.loss if math.isfinite(runtime.loss) else None,
             lr=runtime.lr,
+            distance=apart.distance,
+            norm=apart.norm,
+            gpu=gpu.memory(runtime.state.device),
             right=counts.right,
             total=counts.total,
             exchanges={**dataclasses.asdict(settlement.tally), "mixed": runtime.mixer.taken},

@@ -95,7 +95,7 @@ class Peers:
         """What is wrong with an identity, whatever its shoal and task."""
         if not _NODE_ID.fullmatch(theirs.node_id):
             return f"node id {theirs.node_id[:80]!r} must be 1 to 128 letters, digits, '_', '-' and '.'"
-        for text in (theirs.name, theirs.address):
+        for text in (theirs.name, theirs.address, theirs.http):
             if len(text) > _TEXT_LIMIT or not text.isprintable():
                 return f"name or address {text[:80]!r} must be at most {_TEXT_LIMIT} printable characters"
         if self.itself(theirs):

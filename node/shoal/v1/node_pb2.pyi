@@ -169,6 +169,7 @@ class Identity(_message.Message):
     ADDRESS_FIELD_NUMBER: _builtins.int
     NAME_FIELD_NUMBER: _builtins.int
     ROLE_FIELD_NUMBER: _builtins.int
+    HTTP_FIELD_NUMBER: _builtins.int
     node_id: _builtins.str
     incarnation: _builtins.int
     """grows with every start of the node; (node_id, incarnation) is never used twice"""
@@ -177,6 +178,8 @@ class Identity(_message.Message):
     name: _builtins.str
     """for people"""
     role: Global___Role.ValueType
+    http: _builtins.str
+    """HOST:PORT of /metrics and the like; empty: not to be reached by others"""
     def __init__(
         self,
         *,
@@ -185,10 +188,11 @@ class Identity(_message.Message):
         address: _builtins.str = ...,
         name: _builtins.str = ...,
         role: Global___Role.ValueType = ...,
+        http: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "incarnation", b"incarnation", "name", b"name", "node_id", b"node_id", "role", b"role"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "http", b"http", "incarnation", b"incarnation", "name", b"name", "node_id", b"node_id", "role", b"role"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
