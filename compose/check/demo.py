@@ -145,7 +145,7 @@ def learnt(demo: Demo, n: int) -> float:
 
 
 def targets_up(demo: Demo, n: int) -> None:
-    """Until Prometheus reaches n nodes and coordinators, and nothing that it knows is down."""
+    """Until Prometheus reaches itself and n nodes and coordinators, and nothing that it knows is down."""
     url = f"http://{demo.address(demo.containers('prometheus')[0])}:9090/api/v1/targets?state=active"
 
     def health() -> list[str]:
@@ -153,7 +153,7 @@ def targets_up(demo: Demo, n: int) -> None:
             return [target["health"] for target in fetch(url)["data"]["activeTargets"]]
         return []
 
-    until(lambda: sorted(health()) == ["up"] * n, f"{n} targets of Prometheus are up")
+    until(lambda: health() == ["up"] * (n + 1), f"{n} targets of Prometheus and itself are up")
 
 
 # --- the checks -------------------------------------------------------------------------------------------------

@@ -20,6 +20,8 @@ from shoal.settings import Settings
 NAMELESS = re.compile(r"[0-9a-f]{12}")
 """A host name that Docker made up: the first digits of the container's id."""
 NUMBERED = re.compile(r"[-_.](\d{1,6})$")
+REVERSE_S = 3.0
+"""How long DNS may take to say what it calls an address."""
 SOMEWHERE = ("192.0.2.1", "2001:db8::1")
 """Addresses that nobody has (RFC 5737, RFC 3849). Asking the way there sends nothing, and shows which it would be."""
 
@@ -54,13 +56,10 @@ def host_name() -> str:
     name = socket.gethostname()
     if NAMELESS.fullmatch(name) is None:
         return name
-    try:
-        known = socket.gethostbyaddr(_way_out("0.0.0.0") or name)[0]
-    except OSError:
-        return name
+    known = _known_as(_way_out("0.0.0.0"))
     # Swarm: shoal_node.3.TASKID.NETWORK, compose: shoal-node-3.NETWORK
     swarm = re.match(r"([^.]+\.\d+)\.[0-9a-z]{25}\b", known)
-    return swarm[1] if swarm else known.partition(".")[0]
+    return swarm[1] if swarm else known.partition(".")[0] or name
 
 
 def clean(name: str) -> str:
@@ -83,6 +82,19 @@ def dialable(bound: str, advertise: str) -> Address:
         return Address(join(way, port), "the address by which this machine reaches others; --advertise names another")
     (first, *_), reason = interfaces(ifaddr.get_adapters(), "0.0.0.0")
     return Address(join(first, port), f"first address of {reason}; --advertise names another")
+
+
+def _known_as(address: str) -> str:
+    """What DNS calls that address; empty where it does not know. The system's resolver would look into the container's
+    own /etc/hosts, where it is called by the name that says nothing."""
+    import dns.exception
+    import dns.resolver
+
+    try:
+        answer = dns.resolver.resolve_address(address, lifetime=REVERSE_S)
+    except (dns.exception.DNSException, OSError, ValueError):
+        return ""
+    return str(answer[0].to_text())
 
 
 def _way_out(unspecified: str) -> str:

@@ -16,18 +16,14 @@ CONTAINER = "9f2b6c1d0e3a"
 @pytest.fixture
 def called(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
     """A host that DNS does not know."""
-    monkeypatch.setattr(socket, "gethostbyaddr", _unknown)
+    monkeypatch.setattr(whereabouts, "_known_as", lambda address: "")
     return monkeypatch
-
-
-def _unknown(address: str) -> tuple[str, list[str], list[str]]:
-    raise socket.herror(1, "Unknown host")
 
 
 def name(patch: pytest.MonkeyPatch, host: str, known: str = "") -> None:
     patch.setattr(socket, "gethostname", lambda: host)
     if known:
-        patch.setattr(socket, "gethostbyaddr", lambda address: (known, [], [address]))
+        patch.setattr(whereabouts, "_known_as", lambda address: known)
 
 
 # --- names ------------------------------------------------------------------------------------------------------
