@@ -320,6 +320,9 @@ class Settings:
         1, "Training starts when so many nodes are ready, all together.", "node", low=1, high=100_000
     )
     resume: bool = setting(False, "Go on from the checkpoint in the state folder.", "node")
+    auto_resume: bool = setting(
+        False, "Go on from the checkpoint in the state folder if there is one: for service managers.", "node"
+    )
     checkpoint_every: int = setting(500, "Steps between checkpoints; 0 writes only when stopped.", "node", low=0)
     eval_every: int = setting(
         100, "Steps between evaluations on this node's held-out data; 0 is only at the end.", "node", low=0

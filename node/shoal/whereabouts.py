@@ -8,6 +8,7 @@ import dataclasses
 import ipaddress
 import re
 import socket
+from pathlib import Path
 from typing import NamedTuple
 
 import ifaddr
@@ -17,6 +18,8 @@ from shoal.errors import SettingsError
 from shoal.fields import AUTO, parse_address
 from shoal.settings import Settings
 
+CHECKPOINT = "checkpoint.safetensors"
+"""What `auto_resume` looks for in the state folder."""
 NAMELESS = re.compile(r"[0-9a-f]{12}")
 """A host name that Docker made up: the first digits of the container's id."""
 NUMBERED = re.compile(r"[-_.](\d{1,6})$")
@@ -34,8 +37,8 @@ class Address(NamedTuple):
 
 
 def placed(settings: Settings) -> Settings:
-    """With `shard`, `name` and folders as they are on this host. Raises SettingsError where its number is wanted
-    and not known."""
+    """With `shard`, `name`, folders and `resume` as they are on this host. Raises SettingsError where its number is
+    wanted and not known."""
     name = host_name()
     shard = settings.shard
     if shard.startswith(AUTO):
@@ -48,7 +51,8 @@ def placed(settings: Settings) -> Settings:
         shard = f"{(int(number[1]) - 1) % parts}/{parts}"
     mine = settings.name or ("" if settings.tls or name == socket.gethostname() else clean(name))
     folders = {key: getattr(settings, key).replace("{name}", mine or clean(name)) for key in ("state_dir", "tls")}
-    return dataclasses.replace(settings, shard=shard, name=mine, **folders)
+    resume = settings.resume or (settings.auto_resume and (Path(folders["state_dir"]) / CHECKPOINT).exists())
+    return dataclasses.replace(settings, shard=shard, name=mine, resume=resume, **folders)
 
 
 def host_name() -> str:

@@ -2,6 +2,7 @@
 
 import ipaddress
 import socket
+from pathlib import Path
 
 import pytest
 
@@ -59,6 +60,17 @@ def test_a_host_with_a_name_keeps_it_out_of_the_settings(called: pytest.MonkeyPa
     name(called, "lab.example.org")
     assert placed(Settings()) == Settings()
     assert placed(Settings(state_dir="/var/{name}")).state_dir == "/var/lab-example-org"
+
+
+def test_what_is_there_is_gone_on_with_where_that_is_wanted(called: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    name(called, "lab")
+    wanted = Settings(state_dir=f"{tmp_path}/{{name}}", auto_resume=True)
+    assert not placed(wanted).resume, "the first start"
+    (tmp_path / "lab").mkdir()
+    (tmp_path / "lab" / "checkpoint.safetensors").touch()
+    assert placed(wanted).resume
+    assert not placed(Settings(state_dir=wanted.state_dir)).resume
+    assert placed(Settings(state_dir="elsewhere", resume=True)).resume, "and fails, for there is nothing to go on with"
 
 
 # --- numbers ----------------------------------------------------------------------------------------------------
