@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test chaos check check-prometheus bench proto format clean
+.PHONY: demo test chaos check check-prometheus check-grafana bench dashboards proto format clean
 
 demo: $(STAMP)  ## five nodes on this machine train one model on label-skewed data
 	$(BIN)/shoal demo
@@ -21,13 +21,20 @@ check: $(STAMP)  ## style, types, layers, and generated code against proto/
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/python tests/generated.py --check
+	$(BIN)/python compose/grafana/build.py --check
 
 check-prometheus:  ## scrape configurations, rules, and that every alert fires; needs promtool
 	promtool check config compose/prometheus/prometheus.yml compose/prometheus/http-sd.yml
 	promtool test rules compose/prometheus/tests/shoal_test.yml
 
+check-grafana:  ## the dashboards against Grafana's own types; needs npm and its registry
+	compose/check/grafana_schema.sh
+
 bench: $(STAMP)  ## what things cost on this machine, as ratios to what there is to reach
 	$(BIN)/shoal bench all
+
+dashboards: $(STAMP)  ## write compose/grafana/dashboards anew from the boards beside it
+	$(BIN)/python compose/grafana/build.py
 
 proto: $(STAMP)  ## write node/shoal/v1 anew from proto/, and docs/metrics.md from its table
 	$(BIN)/python tests/generated.py
