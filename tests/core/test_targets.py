@@ -10,7 +10,7 @@ ME = Identity(node_id="a-000001", name="a", address="10.0.0.1:7450", http="10.0.
 
 
 def roster(*others: Identity) -> Roster:
-    it = Roster(ME, suspect_after_s=5)
+    it = Roster(ME, suspect_after_s=5, heartbeat_s=0.5)
     for identity in others:
         it.members[identity.node_id] = Member(identity, samples=0, heard_at=0.0)
     return it
