@@ -32,7 +32,7 @@ NEEDS = {
 }
 """What there may be none of -> what then has no data."""
 PARTS = ("_bucket", "_sum", "_count")
-SAME = {"shoal_step": "step", "shoal_gradients_total": "gradients", "shoal_sent_bytes_total": "bytes_sent"}
+SAME = {"shoal_step": "step", "shoal_sent_bytes_total": "bytes_sent"}
 """Metrics that only grow, and what /v1/status calls them."""
 SCRAPED_WITHIN_S = 60.0
 PUBLISHED_S = 1.0

@@ -112,6 +112,10 @@ class Metrics:
         """A peer's Hello or message was refused; `reason` is the class of the error."""
         self._count("shoal_refused_total", reason=reason)
 
+    def resumed(self, gradients: int) -> None:
+        """Those of a checkpoint are not counted: a rate must not show the work of an earlier process."""
+        self._totals["shoal_gradients_total",] = gradients
+
     def vectors(self, codec: str, *, sent: int = 0, received: int = 0) -> None:
         """A vector of so many bytes goes, or came."""
         for direction, nbytes in (("sent", sent), ("received", received)):

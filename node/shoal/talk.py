@@ -167,6 +167,7 @@ class Talk:
         what = f"{fields['samples']} training samples" + (f" ({held})" if held else "")
         log.info("%s; %s on %s", what, self._task, fields["device"])
         self._metrics.labels(histogram)
+        self._metrics.resumed(fields["gradients"])
         self.trained = {"step": fields["step"], "gradients": fields["gradients"], "loss": None, "right": 0, "total": 0}
 
     def _on_failure(self, fields: dict[str, Any]) -> None:

@@ -304,6 +304,13 @@ def test_a_counter_goes_on_where_it_was_when_the_trainer_starts_again(metrics: M
     assert value(metrics, "shoal_gradients_total") == 51
 
 
+def test_the_gradients_of_a_checkpoint_are_not_work_of_this_process(metrics: Metrics) -> None:
+    metrics.resumed(40)
+    assert value(metrics, "shoal_gradients_total") == 0
+    metrics.from_status(STATUS)
+    assert value(metrics, "shoal_gradients_total") == 1
+
+
 def test_a_neighbour_that_is_gone_loses_its_series(metrics: Metrics) -> None:
     metrics.from_members(published(member("node-b"), member("node-c")))
     metrics.from_members(published(member("node-b", "gone"), member("node-c", rtt_s=0.5)))

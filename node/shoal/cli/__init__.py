@@ -28,6 +28,7 @@ VERBS = {
     "bench": ("shoal.cli.bench", "Measure what an average, a vote, a step cost on this machine."),
     "simulate": ("shoal.cli.simulate", "Run the same algorithms in virtual time, with 2 to 1,000 workers."),
     "status": ("shoal.cli.status", "Show what a running node and its members do."),
+    "doctor": ("shoal.cli.doctor", "Look for what would keep a node from working here, and say what to do."),
     "eval": ("shoal.cli.evaluate", "Measure a model on the held-out data of a task."),
     "export": ("shoal.cli.export", "Take the trained model out of a state folder, for plain torch."),
     "certs": ("shoal.cli.certs", "Make certificates, so that nodes talk over TLS and know each other."),

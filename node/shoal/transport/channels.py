@@ -21,7 +21,9 @@ if TYPE_CHECKING:
     from shoal.transport.tls import Gate, Tls
 
 SERVICE = pb.DESCRIPTOR.services_by_name["NodeService"].full_name
-HELLO, CONTROL, EXCHANGE = (f"/{SERVICE}/{method}" for method in ("Hello", "Control", "Exchange"))
+HELLO, CONTROL, EXCHANGE, DIAL_BACK = (
+    f"/{SERVICE}/{method}" for method in ("Hello", "Control", "Exchange", "DialBack")
+)
 REASON_LIMIT = 600
 """Characters of a status' details: HTTP/2 trailers have 8 KiB in all, and a character takes 12 bytes at worst."""
 

@@ -9,7 +9,7 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from shoal.errors import BadFrame, Mismatch, Untrusted
-from shoal.transport import channels
+from shoal.transport import channels, dial_back
 from shoal.transport.channels import Ends, host_of
 from shoal.transport.claims import misfit, misnamed
 from shoal.transport.connection import Connection
@@ -45,6 +45,7 @@ class Server:
             "Hello": grpc.unary_unary_rpc_method_handler(self._hello),
             "Control": grpc.stream_stream_rpc_method_handler(self._control),
             "Exchange": grpc.stream_stream_rpc_method_handler(self._exchange),
+            "DialBack": grpc.unary_unary_rpc_method_handler(dial_back.answer),
         }
         generic = grpc.method_handlers_generic_handler(channels.SERVICE, handlers)
         self._server.add_generic_rpc_handlers((generic,))

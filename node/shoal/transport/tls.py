@@ -40,6 +40,7 @@ RULES = {
     f"/{_NODE}/Hello": TRAINING,
     f"/{_NODE}/Control": TRAINING,
     f"/{_NODE}/Exchange": TRAINING,
+    f"/{_NODE}/DialBack": TRAINING,
     "/grpc.health.v1.Health/Check": ANYBODY,
     "/grpc.health.v1.Health/Watch": ANYBODY,
     "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo": ANYBODY,

@@ -161,6 +161,57 @@ DTYPE_U8: Dtype.ValueType  # 3
 Global___Dtype: _TypeAlias = Dtype  # noqa: Y015
 
 @_typing.final
+class DialBackRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PORT_FIELD_NUMBER: _builtins.int
+    port: _builtins.int
+    def __init__(
+        self,
+        *,
+        port: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["port", b"port"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DialBackRequest: _TypeAlias = DialBackRequest  # noqa: Y015
+
+@_typing.final
+class DialBackResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REACHED_FIELD_NUMBER: _builtins.int
+    HOST_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    TIME_FIELD_NUMBER: _builtins.int
+    reached: _builtins.bool
+    """a TCP connection was made, and closed"""
+    host: _builtins.str
+    """the caller's address, as it is seen from here"""
+    reason: _builtins.str
+    """why not"""
+    time: _builtins.float
+    """unix time here, seconds"""
+    def __init__(
+        self,
+        *,
+        reached: _builtins.bool = ...,
+        host: _builtins.str = ...,
+        reason: _builtins.str = ...,
+        time: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["host", b"host", "reached", b"reached", "reason", b"reason", "time", b"time"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DialBackResponse: _TypeAlias = DialBackResponse  # noqa: Y015
+
+@_typing.final
 class Identity(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 

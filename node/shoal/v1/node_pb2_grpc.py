@@ -50,6 +50,11 @@ class NodeServiceStub:
                 request_serializer=shoal_dot_v1_dot_node__pb2.ExchangeRequest.SerializeToString,
                 response_deserializer=shoal_dot_v1_dot_node__pb2.ExchangeResponse.FromString,
                 _registered_method=True)
+        self.DialBack = channel.unary_unary(
+                '/shoal.v1.NodeService/DialBack',
+                request_serializer=shoal_dot_v1_dot_node__pb2.DialBackRequest.SerializeToString,
+                response_deserializer=shoal_dot_v1_dot_node__pb2.DialBackResponse.FromString,
+                _registered_method=True)
 
 
 class NodeServiceServicer:
@@ -78,6 +83,13 @@ class NodeServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def DialBack(self, request, context):
+        """Whether the caller's own host can be dialled from here, at a port of its choice. Changes nothing.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_NodeServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -95,6 +107,11 @@ def add_NodeServiceServicer_to_server(servicer, server):
                     servicer.Exchange,
                     request_deserializer=shoal_dot_v1_dot_node__pb2.ExchangeRequest.FromString,
                     response_serializer=shoal_dot_v1_dot_node__pb2.ExchangeResponse.SerializeToString,
+            ),
+            'DialBack': grpc.unary_unary_rpc_method_handler(
+                    servicer.DialBack,
+                    request_deserializer=shoal_dot_v1_dot_node__pb2.DialBackRequest.FromString,
+                    response_serializer=shoal_dot_v1_dot_node__pb2.DialBackResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -179,6 +196,33 @@ class NodeService:
             '/shoal.v1.NodeService/Exchange',
             shoal_dot_v1_dot_node__pb2.ExchangeRequest.SerializeToString,
             shoal_dot_v1_dot_node__pb2.ExchangeResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DialBack(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/shoal.v1.NodeService/DialBack',
+            shoal_dot_v1_dot_node__pb2.DialBackRequest.SerializeToString,
+            shoal_dot_v1_dot_node__pb2.DialBackResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -41,6 +41,8 @@ class NodeServiceStub:
     """
     Exchange: _grpc.StreamStreamMultiCallable[_node_pb2.ExchangeRequest, _node_pb2.ExchangeResponse]
     """Messages of exchanges and rounds, with their vectors. A message is a header, its chunks, a trailer."""
+    DialBack: _grpc.UnaryUnaryMultiCallable[_node_pb2.DialBackRequest, _node_pb2.DialBackResponse]
+    """Whether the caller's own host can be dialled from here, at a port of its choice. Changes nothing."""
 
 @_typing.type_check_only
 class NodeServiceAsyncStub(NodeServiceStub):
@@ -55,6 +57,8 @@ class NodeServiceAsyncStub(NodeServiceStub):
     """
     Exchange: _aio.StreamStreamMultiCallable[_node_pb2.ExchangeRequest, _node_pb2.ExchangeResponse]  # type: ignore[assignment]
     """Messages of exchanges and rounds, with their vectors. A message is a header, its chunks, a trailer."""
+    DialBack: _aio.UnaryUnaryMultiCallable[_node_pb2.DialBackRequest, _node_pb2.DialBackResponse]  # type: ignore[assignment]
+    """Whether the caller's own host can be dialled from here, at a port of its choice. Changes nothing."""
 
 class NodeServiceServicer(metaclass=_abc_1.ABCMeta):
     """One node's side of a shoal. Whoever has the lower node id opens the two streams, after a Hello by either."""
@@ -84,5 +88,13 @@ class NodeServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_node_pb2.ExchangeResponse], _abc.AsyncIterator[_node_pb2.ExchangeResponse]]:
         """Messages of exchanges and rounds, with their vectors. A message is a header, its chunks, a trailer."""
+
+    @_abc_1.abstractmethod
+    def DialBack(
+        self,
+        request: _node_pb2.DialBackRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_node_pb2.DialBackResponse, _abc.Awaitable[_node_pb2.DialBackResponse]]:
+        """Whether the caller's own host can be dialled from here, at a port of its choice. Changes nothing."""
 
 def add_NodeServiceServicer_to_server(servicer: NodeServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
