@@ -66,7 +66,7 @@ TABLE = (
         status="step"),
     Row("shoal_steps_behind", "gauge", "steps", "Steps that the furthest live node is ahead of this one.",
         "Older gradients: this node is slow, or was away."),
-    Row("shoal_gradients_total", "counter", "gradients", "Gradients applied by this node since its process began.",
+    Row("shoal_gradients_total", "counter", "gradients", "Gradients applied here since this process began.",
         "More work done.", status="gradients"),
     Row("shoal_learning_rate", "gauge", "", "Step size in use.", "Bigger steps.", status="lr"),
     Row("shoal_train_loss", "gauge", "", "Mean loss of recent minibatches here.", "Worse.", status="loss"),
