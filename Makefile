@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test chaos check check-prometheus check-grafana bench dashboards proto format clean
+.PHONY: demo test chaos check check-prometheus check-grafana check-docker bench dashboards proto format clean
 
 demo: $(STAMP)  ## five nodes on this machine train one model on label-skewed data
 	$(BIN)/shoal demo
@@ -26,6 +26,9 @@ check: $(STAMP)  ## style, types, layers, and generated code against proto/
 check-prometheus:  ## scrape configurations, rules, and that every alert fires; needs promtool
 	promtool check config compose/prometheus/prometheus.yml compose/prometheus/http-sd.yml
 	promtool test rules compose/prometheus/tests/shoal_test.yml
+
+check-docker: $(STAMP)  ## the images and the demo of compose/, for real; needs Docker, or root and a Debian to install it
+	$(BIN)/python compose/check/demo.py
 
 check-grafana:  ## the dashboards against Grafana's own types; needs npm and its registry
 	compose/check/grafana_schema.sh

@@ -156,6 +156,24 @@ def targets_up(demo: Demo, n: int) -> None:
     until(lambda: health() == ["up"] * (n + 1), f"{n} targets of Prometheus and itself are up")
 
 
+def panels(demo: Demo, *without: str, healthy: bool = False) -> None:
+    """Every panel and rule has data, which are what the nodes say; no alert fires where all is well."""
+    url = f"http://{demo.address(demo.containers('prometheus')[0])}:9090"
+    options = ["--without", ",".join(without), *(["--healthy"] if healthy else [])]
+    script = ROOT / "compose" / "check" / "dashboards.py"
+    said = ""
+    for _ in range(6):  # rates want some minutes of data
+        try:
+            said = run(sys.executable, script, *options, url).splitlines()[-1]
+            break
+        except RuntimeError as error:
+            said = str(error)
+            time.sleep(10)
+    else:
+        raise AssertionError(said)
+    say(f"dashboards: {said}")
+
+
 # --- the checks -------------------------------------------------------------------------------------------------
 
 
@@ -175,6 +193,7 @@ def names_and_faults(make: Callable[..., Demo]) -> None:
         train_together(demo, 8)
         targets_up(demo, 8)
         say("by DNS alone: five nodes, then eight; all targets up")
+        panels(demo, "tls", "gpu", "votes", "a-psgd", "coordinator", healthy=True)
         killed, paused, cut, *rest = demo.containers("node")
         for name, begin, end in (
             (killed, ("kill", "--signal", "KILL", killed), ("start", killed)),
@@ -200,6 +219,7 @@ def parameter_server(make: Callable[..., Demo]) -> None:
     with running(demo, "node", "coordinator", "prometheus", node=5):
         train_together_over(demo, 5)
         targets_up(demo, 6)
+        panels(demo, "tls", "gpu", "votes", "pairs")
         docker("kill", "--signal", "KILL", *demo.containers("coordinator"))
         docker("start", *demo.containers("coordinator"))
         moved(demo, demo.containers("node"))
@@ -218,7 +238,7 @@ def encrypted(make: Callable[..., Demo]) -> None:
     demo = make("tls.yaml", ROUNDS="1000", EMULATE_COMPUTE_S="0.01", TLS_NODES="5")
     with running(demo, "node", node=5):
         train_together(demo, 5)
-        said = docker("logs", demo.containers("node")[0])
+        said = demo("logs", "--no-color", "node")
         assert "TLS with members of shoal compose alone" in said, said[-500:]
         say(f"over TLS: mean model at {learnt(demo, 5):.3f}")
 
