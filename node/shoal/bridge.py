@@ -120,7 +120,9 @@ class Bridge:
                 self.release(slot)
             return
         if parsed.origin:
-            peer_id, (_, conn) = parsed.origin, self.detours.arrived(peer_id, parsed)
+            detour = self.detours.arrived(peer_id, parsed)
+            peer_id = parsed.origin
+            conn = self._connections[peer_id] if detour is None else detour.conn
         number = -1 if slot is None else slot
         self.child.channel.send("received", body=header, peer=peer_id, conn=conn, slot=number, finite=finite)
 

@@ -68,8 +68,18 @@ def test_who_hears_by_a_detour_first_answers_by_it() -> None:
     """The other end may have learnt of the cut before this one."""
     node = Node()
     detour = node.detours.arrived("c", Header(origin="d", target="a"))
+    assert detour is not None
     assert (detour.relay, node.told) == ("c", [("up", "d", detour.conn)])
     assert node.detours.arrived("c", Header(origin="d", target="a")) == detour
+
+
+def test_what_comes_late_by_a_detour_does_not_take_the_place_of_the_own_link() -> None:
+    """The link is whole again, and the view in which it was cut holds still: a detour would begin, and end at the next
+    `plan`, and to the trainer the peer would be gone for good."""
+    node = Node(linked="bcd")
+    assert node.detours.arrived("c", Header(origin="d", target="a")) is None
+    assert node.told == []
+    assert node.plan("d", d="d") == []
 
 
 def test_a_relay_hands_on_to_whom_it_is_linked_with_and_tells_of_the_rest() -> None:
