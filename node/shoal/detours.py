@@ -61,8 +61,8 @@ class Detours:
         return together.SerializeToString()
 
     def arrived(self, peer: PeerId, header: pb.Header) -> Detour | None:
-        """A message of `header.origin` came by way of `peer`, for this node. None where the own link to that one stands:
-        it is as if it had come by that. A detour beside it would take the link's place for the trainer, and then end."""
+        """A message of `header.origin` came by way of `peer`, for this node. None where the own link to it stands: it
+        is as if it had come by that. A detour beside it would take the link's place for the trainer, and then end."""
         if self._is_linked(header.origin):
             return None
         detour = self._open.get(header.origin)
