@@ -3,6 +3,7 @@
 Talks to the Docker engine through its socket. Every EVERY_S seconds it picks a node, or the coordinator, at random.
 """
 
+import contextlib
 import http.client
 import json
 import os
@@ -83,15 +84,13 @@ def main() -> None:
     """For ever."""
     while True:
         time.sleep(EVERY_S)
-        engine = Engine()
-        chosen = containers(engine)
-        if not chosen:
-            continue
-        container, fault = random.choice(chosen), random.choice((kill, pause, disconnect))
-        print(f"{fault.__name__} {container['Names'][0].lstrip('/')}", flush=True)
+        fault = random.choice((kill, pause, disconnect))
         try:
-            fault(engine, container)
-        except (OSError, RuntimeError) as error:
+            with contextlib.closing(Engine()) as engine:
+                container = random.choice(containers(engine))
+                print(f"{fault.__name__} {container['Names'][0].lstrip('/')}", flush=True)
+                fault(engine, container)
+        except (OSError, RuntimeError, IndexError) as error:
             print(f"{fault.__name__} failed: {error}", flush=True)
 
 

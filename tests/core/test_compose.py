@@ -1,0 +1,147 @@
+"""The demo's files against what the product knows: settings, ports, services; and the trouble-maker against an engine
+that only writes down what it is asked. `make check-docker` runs them for real."""
+
+import contextlib
+import dataclasses
+import http.server
+import importlib.util
+import json
+import re
+import socketserver
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+from shoal.settings import Settings
+
+ROOT = Path(__file__).resolve().parents[2]
+COMPOSE = ROOT / "compose"
+FILES = [*COMPOSE.glob("*.yaml"), ROOT / "node" / "Dockerfile"]
+KNOWN = {field.name for field in dataclasses.fields(Settings)}
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.name)
+def test_every_setting_in_the_environment_is_one(path: Path) -> None:
+    given = set(re.findall(r"\bSHOAL_([A-Z_]+)\b", path.read_text()))
+    assert {name.lower() for name in given} <= KNOWN
+
+
+def test_what_is_given_to_the_nodes_by_default_is_valid() -> None:
+    text = (COMPOSE / "compose.yaml").read_text()
+    given = dict(re.findall(r'^ +SHOAL_([A-Z_]+): "?([^"#\n]*?)"? *(?:#.*)?$', text, re.MULTILINE))
+    plain = {key.lower(): re.sub(r"\$\{\w+:-([^}]*)\}", r"\1", value) for key, value in given.items()}
+    settings = Settings(**{key: value for key, value in plain.items() if value})
+    assert (settings.algorithm, settings.partition, settings.shard) == ("ad-psgd", "labels:2", "auto/5")
+    assert settings.dns == ("node:7450",)
+
+
+def test_ports_and_services_are_the_same_everywhere() -> None:
+    image = (ROOT / "node" / "Dockerfile").read_text()
+    grpc, scraped = re.findall(r"SHOAL_(?:LISTEN|HTTP)=0\.0\.0\.0:(\d+)", image)
+    assert f"EXPOSE {grpc} {scraped}" in image
+    assert f"node:{grpc}" in (COMPOSE / "compose.yaml").read_text()
+    assert f"coordinator:{grpc}" in (COMPOSE / "a-psgd.env").read_text()
+    assert set(re.findall(r"port: (\d+)", (COMPOSE / "prometheus" / "prometheus.yml").read_text())) == {scraped}
+
+
+def test_variables_of_the_parameter_server_are_ones_that_compose_reads() -> None:
+    text = (COMPOSE / "compose.yaml").read_text()
+    given = re.findall(r"^([A-Z_]+)=", (COMPOSE / "a-psgd.env").read_text(), re.MULTILINE)
+    assert all(f"${{{name}:-" in text for name in given if not name.startswith("COMPOSE_"))
+
+
+# --- trouble ----------------------------------------------------------------------------------------------------
+
+
+class Engine(socketserver.ThreadingMixIn, socketserver.UnixStreamServer):
+    """Answers as the Docker engine does, and does nothing."""
+
+    daemon_threads = True
+
+    def __init__(self, path: Path) -> None:
+        self.asked: list[str] = []
+        self.fails: set[str] = set()
+        engine = self
+
+        class Handler(http.server.BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+
+            def do_GET(self) -> None:
+                labels = {"com.docker.compose.service": "node"}
+                networks = {"shoal_default": {"IPAddress": "172.18.0.3", "Aliases": ["node"]}}
+                node = {
+                    "Id": "c1",
+                    "Names": ["/shoal-node-1"],
+                    "Labels": labels,
+                    "NetworkSettings": {"Networks": networks},
+                }
+                other = {**node, "Id": "p1", "Labels": {"com.docker.compose.service": "prometheus"}}
+                self._answer(200, [node, other])
+
+            def do_POST(self) -> None:
+                self.rfile.read(int(self.headers.get("Content-Length", 0)))
+                what = self.path.rpartition("/")[2].partition("?")[0]
+                engine.asked.append(what)
+                self._answer(500 if what in engine.fails else 204, None)
+
+            def _answer(self, status: int, body: Any) -> None:
+                text = b"" if body is None else json.dumps(body).encode()
+                self.send_response(status)
+                self.send_header("Content-Length", str(len(text)))
+                self.end_headers()
+                self.wfile.write(text)
+
+            def log_message(self, *_: Any) -> None:
+                pass
+
+            def address_string(self) -> str:
+                return "unix"
+
+        super().__init__(str(path), Handler)
+
+
+@pytest.fixture
+def engine(tmp_path: Path) -> Iterator[Engine]:
+    with Engine(tmp_path / "docker.sock") as it:
+        threading.Thread(target=it.serve_forever, args=(0.05,), daemon=True).start()
+        yield it
+        it.shutdown()
+
+
+@pytest.fixture
+def chaos(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    spec = importlib.util.spec_from_file_location("chaos", COMPOSE / "chaos.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    monkeypatch.setattr(module, "SOCKET", engine.server_address)
+    monkeypatch.setattr(module, "LENGTH_S", 0.0)
+    return module
+
+
+@pytest.mark.parametrize(
+    ("fault", "asked"),
+    [("kill", ["kill", "start"]), ("pause", ["pause", "unpause"]), ("disconnect", ["disconnect", "connect"])],
+)
+def test_what_is_broken_is_mended(chaos: ModuleType, engine: Engine, fault: str, asked: list[str]) -> None:
+    with contextlib.closing(chaos.Engine()) as connection:
+        (node,) = chaos.containers(connection)
+        assert node["Id"] == "c1", "Prometheus is left alone"
+        getattr(chaos, fault)(connection, node)
+    assert engine.asked == asked
+
+
+def test_a_network_is_given_back_without_its_address_where_the_engine_will_not_have_it(
+    chaos: ModuleType, engine: Engine
+) -> None:
+    engine.fails = {"connect"}
+    with contextlib.closing(chaos.Engine()) as connection:
+        (node,) = chaos.containers(connection)
+        with pytest.raises(RuntimeError, match="connect"):
+            chaos.disconnect(connection, node)
+    assert engine.asked == ["disconnect", "connect", "connect"]
