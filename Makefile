@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test chaos check check-prometheus check-grafana check-docker bench dashboards proto format clean
+.PHONY: demo test chaos check check-prometheus check-grafana check-docker check-kubernetes bench dashboards proto format clean
 
 demo: $(STAMP)  ## five nodes on this machine train one model on label-skewed data
 	$(BIN)/shoal demo
@@ -29,6 +29,16 @@ check-prometheus:  ## scrape configurations, rules, and that every alert fires; 
 
 check-docker: $(STAMP)  ## the images and the demo of compose/, for real; needs Docker, or root and a Debian to install it
 	$(BIN)/python compose/check/demo.py
+
+check-kubernetes: $(STAMP)  ## the manifests against the schemas of two Kubernetes versions; needs kubectl and a package index
+	$(BIN)/python -m venv build/kubernetes
+	build/kubernetes/bin/pip install --quiet --disable-pip-version-check kubernetes-validate==1.37.0
+	for overlay in base gpu monitoring; do \
+	    kubectl kustomize compose/kubernetes/$$overlay > build/kubernetes/$$overlay.yaml && \
+	    for version in 1.30 1.37; do \
+	        build/kubernetes/bin/kubernetes-validate --strict -k $$version build/kubernetes/$$overlay.yaml || exit 1; \
+	    done || exit 1; \
+	done
 
 check-grafana:  ## the dashboards against Grafana's own types; needs npm and its registry
 	compose/check/grafana_schema.sh

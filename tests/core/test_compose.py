@@ -7,7 +7,9 @@ import http.server
 import importlib.util
 import json
 import re
+import shutil
 import socketserver
+import subprocess
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,7 +22,8 @@ from shoal.settings import Settings
 
 ROOT = Path(__file__).resolve().parents[2]
 COMPOSE = ROOT / "compose"
-FILES = [*COMPOSE.glob("*.yaml"), ROOT / "node" / "Dockerfile"]
+KUBERNETES = COMPOSE / "kubernetes"
+FILES = [*COMPOSE.glob("*.yaml"), KUBERNETES / "base" / "kustomization.yaml", ROOT / "node" / "Dockerfile"]
 KNOWN = {field.name for field in dataclasses.fields(Settings)}
 
 
@@ -52,6 +55,55 @@ def test_variables_of_the_parameter_server_are_ones_that_compose_reads() -> None
     text = (COMPOSE / "compose.yaml").read_text()
     given = re.findall(r"^([A-Z_]+)=", (COMPOSE / "a-psgd.env").read_text(), re.MULTILINE)
     assert all(f"${{{name}:-" in text for name in given if not name.startswith("COMPOSE_"))
+
+
+# --- Kubernetes, systemd ----------------------------------------------------------------------------------------
+
+
+def test_settings_and_ports_of_the_pods_are_those_of_the_image() -> None:
+    text = (KUBERNETES / "base" / "kustomization.yaml").read_text()
+    given = {key.lower(): value for key, value in re.findall(r"- SHOAL_([A-Z_]+)=(\S+)", text)}
+    assert Settings(**given).dns == ("shoal:7450",)
+    ports = {
+        match for path in (KUBERNETES / "base").glob("*.yaml") for match in re.findall(r"7\d{3}", path.read_text())
+    }
+    assert ports == {"7450", "7460"}
+
+
+@pytest.mark.skipif(shutil.which("kubectl") is None, reason="no kubectl")
+@pytest.mark.parametrize("overlay", ["base", "gpu", "monitoring"])
+def test_what_kustomize_makes_is_restricted_and_selects_its_own(overlay: str) -> None:
+    done = subprocess.run(
+        ["kubectl", "kustomize", KUBERNETES / overlay], capture_output=True, text=True, timeout=60, check=True
+    )
+    made = done.stdout
+    for wanted in (
+        "runAsNonRoot: true",
+        "allowPrivilegeEscalation: false",
+        "readOnlyRootFilesystem: true",
+        "type: RuntimeDefault",
+        "enableServiceLinks: false",
+        "automountServiceAccountToken: false",
+    ):
+        assert wanted in made
+    assert "selector: {}" not in made.lower(), "something would select every pod of the namespace"
+    assert ("nvidia.com/gpu: 1" in made) == (overlay == "gpu")
+    assert ("kind: ServiceMonitor" in made) == (overlay == "monitoring")
+
+
+@pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="no systemd")
+def test_systemd_takes_the_unit(tmp_path: Path) -> None:
+    text = (COMPOSE / "systemd" / "shoal@.service").read_text()
+    unit = tmp_path / "shoal@.service"
+    unit.write_text(text.replace("/opt/shoal/bin/shoal", "/bin/true"))
+    done = subprocess.run(["systemd-analyze", "verify", unit], capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_the_unit_starts_a_node_with_options_that_there_are() -> None:
+    (line,) = re.findall(r"^ExecStart=(.*)$", (COMPOSE / "systemd" / "shoal@.service").read_text(), re.MULTILINE)
+    options = re.findall(r"--([a-z-]+)", line)
+    assert {name.replace("-", "_") for name in options} <= KNOWN | {"config"}
 
 
 # --- trouble ----------------------------------------------------------------------------------------------------
