@@ -7,6 +7,7 @@ does not hold. Without Docker, and without a way to install it, it says so and c
 
 import contextlib
 import json
+import re
 import sys
 import tempfile
 import time
@@ -14,7 +15,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
-from engine import ROOT, Unavailable, build_images, compose, docker, engine, fetch, inspect, megabytes, run, say
+from engine import ROOT, Unavailable, build_images, compose, docker, engine, fetch, inspect, logs, megabytes, run, say
 
 T = TypeVar("T")
 ACCURACY = 0.95
@@ -29,6 +30,7 @@ class Demo:
     def __init__(
         self, command: list[Any], settings: dict[str, str], *files: str, env_file: str = "", **more: str
     ) -> None:
+        self.image = settings["IMAGE"]
         self._env = {**settings, "COMPOSE_PROFILES": "", "PROMETHEUS_PORT": "0", "GRAFANA_PORT": "0", **more}
         names = ("compose.yaml", *files)
         self._command = [*command, "--project-name", "shoal", *(w for f in names for w in ("-f", ROOT / "compose" / f))]
@@ -243,6 +245,31 @@ def encrypted(make: Callable[..., Demo]) -> None:
         say(f"over TLS: mean model at {learnt(demo, 5):.3f}")
 
 
+def swarm(make: Callable[..., Demo]) -> None:
+    """The same nodes as a stack on a swarm of one machine: by DNS on its overlay network."""
+    env = {"IMAGE": make().image, "ROUNDS": "1500", "EMULATE_COMPUTE_S": "0.01"}
+    docker("swarm", "init", "--advertise-addr", "127.0.0.1")
+    try:
+        docker("stack", "deploy", "--compose-file", ROOT / "compose" / "stack.yaml", "shoal", env=env)
+        tasks = ["--filter", "label=com.docker.swarm.service.name=shoal_node", "--format", "{{.Names}}"]
+
+        def means() -> list[float]:
+            said = (logs(name) for name in docker("ps", "--all", *tasks).split())
+            found = (re.search(r"mean model of all members: .* accuracy ([0-9.]+)", text) for text in said)
+            return [float(match[1]) for match in found if match]
+
+        accuracies = set(until(lambda: means() if len(means()) == 5 else [], "five tasks have the mean model", 240))
+        assert len(accuracies) == 1, accuracies
+        assert min(accuracies) >= ACCURACY, accuracies
+        say(f"on a swarm, by DNS on its overlay network: mean model at {min(accuracies):.3f}")
+    except BaseException:
+        print(docker("service", "ps", "--no-trunc", "shoal_node"), flush=True)
+        raise
+    finally:
+        docker("stack", "rm", "shoal")
+        docker("swarm", "leave", "--force")
+
+
 def idle(make: Callable[..., Demo]) -> None:
     """What a node that waits for others takes of a core, its health checks included."""
     with running(make(MIN_NODES="99"), "node", node=1) as demo:
@@ -292,7 +319,7 @@ def main() -> int:
         return Demo(command, settings, *files, **more)
 
     sizes(f"{settings['IMAGE']}:node")
-    for check in (multicast, names_and_faults, parameter_server, encrypted, idle):
+    for check in (multicast, names_and_faults, parameter_server, encrypted, swarm, idle):
         check(make)
     say(f"all held, in {time.monotonic() - began:.0f} s")
     return 0
