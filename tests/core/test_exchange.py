@@ -6,33 +6,17 @@ from collections import deque
 
 import pytest
 import torch
+from codecs_kit import CODECS
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 from torch import Tensor
 
-from shoal.delta import Between, Delta
 from shoal.exchange import Settlement
 from shoal.messages import Kind, Message
-from shoal.pair_codec import Full, InTurn, PairCodecs
+from shoal.pair_codec import PairCodecs
 from shoal.serving import MAX_IN_DOUBT
 from shoal.settling import CODECS_LIMIT, Outcome, Role, Tally
-
-
-class OneAfterTheOther(InTurn):
-    """What is exact, and yet goes in turn."""
-
-    def first(self, r: Tensor) -> Tensor:
-        return r
-
-    def second(self, first: Tensor, s: Tensor, peer: str) -> tuple[Tensor, Delta]:
-        return s, Between(s, first)
-
-    def last(self, r: Tensor, second: Tensor, peer: str) -> Delta:
-        return Between(r, second)
-
-
-CODECS = {"at once": Full(), "in turn": OneAfterTheOther()}
 
 
 class Party:

@@ -5,32 +5,15 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from codecs_kit import CODECS
 
-from shoal.delta import Between, Delta
 from shoal.errors import SettingsError
 from shoal.exchange import Settlement
 from shoal.messages import Kind, Message
-from shoal.pair_codec import Full, InTurn, PairCodecs
+from shoal.pair_codec import PairCodecs
 from shoal.settings import Settings
 from shoal.settling import Outcome
 from shoal.simulation import Scenario, population, simulate
-
-
-class OneAfterTheOther(InTurn):
-    """What is exact, and yet goes in turn."""
-
-    def first(self, r: Tensor) -> Tensor:
-        return r
-
-    def second(self, first: Tensor, s: Tensor, peer: str) -> tuple[Tensor, Delta]:
-        return s, Between(s, first)
-
-    def last(self, r: Tensor, second: Tensor, peer: str) -> Delta:
-        return Between(r, second)
-
-
-CODECS = {"at once": Full(), "in turn": OneAfterTheOther()}
 
 
 class Pair:
