@@ -1,5 +1,5 @@
 #!/bin/sh
-# Makes an authority, and certificates for NODES nodes and a coordinator, where there are none yet.
+# Makes an authority, and certificates for NODES nodes of a PROJECT and a coordinator, where there are none yet.
 set -eu
 authority=/state/authority
 [ -d "$authority" ] || shoal certs init "$authority"
@@ -10,6 +10,6 @@ issue() {  # NAME [OPTION...]
 issue coordinator --role coordinator
 number=1
 while [ "$number" -le "$NODES" ]; do
-    issue "shoal-node-$number"
+    issue "$PROJECT-node-$number"
     number=$((number + 1))
 done

@@ -18,6 +18,8 @@ from typing import Any, TypeVar
 from engine import ROOT, Unavailable, build_images, compose, docker, engine, fetch, inspect, logs, megabytes, run, say
 
 T = TypeVar("T")
+PROJECT = "shoal-check"
+"""Of compose, and of the stack: a demo that runs here already is left alone."""
 ACCURACY = 0.95
 IDLE_S, IDLE_CPU = 20.0, 0.02
 LARGEST_MB = 500.0
@@ -33,7 +35,7 @@ class Demo:
         self.image = settings["IMAGE"]
         self._env = {**settings, "COMPOSE_PROFILES": "", "PROMETHEUS_PORT": "0", "GRAFANA_PORT": "0", **more}
         names = ("compose.yaml", *files)
-        self._command = [*command, "--project-name", "shoal", *(w for f in names for w in ("-f", ROOT / "compose" / f))]
+        self._command = [*command, "--project-name", PROJECT, *(w for f in names for w in ("-f", ROOT / "compose" / f))]
         if env_file:
             self._command += ["--env-file", ROOT / "compose" / env_file]
             del self._env["COMPOSE_PROFILES"]
@@ -50,7 +52,7 @@ class Demo:
         """Their names, by number."""
         wanted = [
             "--filter",
-            "label=com.docker.compose.project=shoal",
+            f"label=com.docker.compose.project={PROJECT}",
             "--filter",
             f"label=com.docker.compose.service={service}",
         ]
@@ -202,8 +204,8 @@ def names_and_faults(make: Callable[..., Demo]) -> None:
             (paused, ("pause", paused), ("unpause", paused)),
             (
                 cut,
-                ("network", "disconnect", "shoal_default", cut),
-                ("network", "connect", "--alias", "node", "shoal_default", cut),
+                ("network", "disconnect", f"{PROJECT}_default", cut),
+                ("network", "connect", "--alias", "node", f"{PROJECT}_default", cut),
             ),
         ):
             docker(*begin)
@@ -248,10 +250,12 @@ def encrypted(make: Callable[..., Demo]) -> None:
 def swarm(make: Callable[..., Demo]) -> None:
     """The same nodes as a stack on a swarm of one machine: by DNS on its overlay network."""
     env = {"IMAGE": make().image, "ROUNDS": "1500", "EMULATE_COMPUTE_S": "0.01"}
-    docker("swarm", "init", "--advertise-addr", "127.0.0.1")
+    mine = docker("info", "--format", "{{.Swarm.LocalNodeState}}").strip() != "active"
+    if mine:
+        docker("swarm", "init", "--advertise-addr", "127.0.0.1")
     try:
-        docker("stack", "deploy", "--compose-file", ROOT / "compose" / "stack.yaml", "shoal", env=env)
-        tasks = ["--filter", "label=com.docker.swarm.service.name=shoal_node", "--format", "{{.Names}}"]
+        docker("stack", "deploy", "--compose-file", ROOT / "compose" / "stack.yaml", PROJECT, env=env)
+        tasks = ["--filter", f"label=com.docker.swarm.service.name={PROJECT}_node", "--format", "{{.Names}}"]
 
         def means() -> list[float]:
             said = (logs(name) for name in docker("ps", "--all", *tasks).split())
@@ -263,11 +267,12 @@ def swarm(make: Callable[..., Demo]) -> None:
         assert min(accuracies) >= ACCURACY, accuracies
         say(f"on a swarm, by DNS on its overlay network: mean model at {min(accuracies):.3f}")
     except BaseException:
-        print(docker("service", "ps", "--no-trunc", "shoal_node"), flush=True)
+        print(docker("service", "ps", "--no-trunc", f"{PROJECT}_node"), flush=True)
         raise
     finally:
-        docker("stack", "rm", "shoal")
-        docker("swarm", "leave", "--force")
+        docker("stack", "rm", PROJECT)
+        if mine:
+            docker("swarm", "leave", "--force")
 
 
 def idle(make: Callable[..., Demo]) -> None:
