@@ -30,8 +30,12 @@ class Host(Protocol):
     def send(self, peer: PeerId, message: Message) -> None:
         """Hand over in order; lost if the connection breaks."""
 
-    def snapshot(self, state: Tensor) -> Tensor:
-        """A copy, where `send` finds it; whoever asks for it lets go of it when it is done."""
+    def room(self, like: Tensor) -> Tensor | None:
+        """Memory for a vector of that length, from where `send` need not copy it; None where there is none to spare.
+        It is free again when nobody holds or reads it."""
+
+    def is_read(self, memory: Tensor) -> bool:
+        """Whether what lies there, and was sent, is still to be read by somebody who does not hold it."""
 
     def compute(self, work: Callable[[], T], cost: float = 1.0) -> Awaitable[T]:
         """Run `work` beside the loop (a thread, or some virtual seconds); `cost`: minibatch gradients it is worth."""

@@ -14,8 +14,8 @@ class Delta(abc.ABC):
     """(n,), of one end of an average; that of the other end is its negative, to the last bit."""
 
     @abc.abstractmethod
-    def add_to(self, x: Tensor, *, as_sent: bool = False) -> None:
-        """Adds its first coordinates to x, as many as x has. `as_sent`: x is still what this end has sent."""
+    def add_to(self, x: Tensor) -> None:
+        """Adds its first coordinates to x, as many as x has."""
 
     @abc.abstractmethod
     def length(self) -> float:
@@ -33,7 +33,7 @@ class Made(Delta):
     vector: Tensor
     part: float = 1.0
 
-    def add_to(self, x: Tensor, *, as_sent: bool = False) -> None:
+    def add_to(self, x: Tensor) -> None:
         """In one pass."""
         x.add_(self.vector[: x.numel()], alpha=self.part)
 
@@ -53,12 +53,8 @@ class Between(Delta):
     mine: Tensor
     theirs: Tensor
 
-    def add_to(self, x: Tensor, *, as_sent: bool = False) -> None:
-        """As sent, x goes half the way to theirs, in one pass. Else piece by piece, with no room for a difference as
-        large as the model: twice the time."""
-        if as_sent:
-            x.lerp_(self.theirs[: x.numel()], 0.5)
-            return
+    def add_to(self, x: Tensor) -> None:
+        """Piece by piece, with no room for a difference as large as the model."""
         gap = x.new_empty(min(PIECE, x.numel()))
         for start in range(0, x.numel(), PIECE):
             piece = x[start : start + PIECE]

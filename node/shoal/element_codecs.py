@@ -29,7 +29,7 @@ class BetweenRounded(Delta):
     mine: rounding.Halved
     theirs: rounding.Halved
 
-    def add_to(self, x: Tensor, *, as_sent: bool = False) -> None:
+    def add_to(self, x: Tensor) -> None:
         """Piece by piece."""
         for piece, difference in self._differences(x.numel(), x.device):
             x[piece].add_(difference, alpha=0.5)

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from shoal.carrier import Host
 from shoal.learner import Gradient, Learner
+from shoal.state import State
 from shoal.stopwatch import Stopwatch
 
 SMOOTHING = 0.05
@@ -14,13 +15,12 @@ SMOOTHING = 0.05
 
 
 class Gradients:
-    """Of the parameters in `state`, (d+b,), whose b float buffers they are computed with, and change."""
+    """Of the d parameters in `state`, whose b float buffers they are computed with, and change."""
 
-    def __init__(self, learner: Learner, state: Tensor, host: Host, stopwatch: Stopwatch, *, batch: int) -> None:
-        d = learner.model.layout.d
+    def __init__(self, learner: Learner, state: State, host: Host, stopwatch: Stopwatch, *, batch: int) -> None:
         self._learner, self._host, self._stopwatch, self._batch = learner, host, stopwatch, batch
-        self._state, self._x, self._buffers = state, state[:d], state[d:]
-        self._g = torch.empty_like(self._x)  # where they are made
+        self._state, self._d = state, learner.model.layout.d
+        self._g = torch.empty_like(state.now[: self._d])  # where they are made
         self._kept: asyncio.Future[Gradient] | None = None
         self.loss = float("nan")  # a running mean over minibatches
         self.last_loss: float | None = None  # of the last gradient, once there is one in this process
@@ -45,13 +45,13 @@ class Gradients:
 
     async def _computed(self, x: Tensor) -> Gradient:
         pulled: Tensor | None = None
-        if x.data_ptr() == self._state.data_ptr() and not self._host.computes():
-            self._learner.pull(self._state)
+        if x.data_ptr() == self._state.now.data_ptr() and not self._host.computes():
+            self._learner.pull(self._state.now)
         else:
-            pulled = torch.cat((x, self._buffers))
+            pulled = self._beside_buffers(x)
         result = await self._host.compute(lambda: self._learner.gradient(pulled, out=self._g))
         if result.buffers is not None:
-            self._buffers.add_(result.buffers)
+            self._state.changing()[self._d :].add_(result.buffers)
         first = self.loss != self.loss
         self.loss = result.loss if first else (1 - SMOOTHING) * self.loss + SMOOTHING * result.loss
         self.last_loss = result.loss
@@ -59,7 +59,7 @@ class Gradients:
 
     async def full(self, x: Tensor) -> Tensor:
         """(d,): the mean over all own samples. Its loss is the one that is shown from here on."""
-        at, cost = torch.cat((x, self._buffers)), self._learner.samples / self._batch
+        at, cost = self._beside_buffers(x), self._learner.samples / self._batch
         with self._stopwatch.at("compute"):
             result = await self._host.compute(lambda: self._learner.full(at), cost)
         self.loss = self.last_loss = result.loss
@@ -69,10 +69,13 @@ class Gradients:
         """(d,): sum over `rows` of grad f_r(w) - grad f_r(x)."""
         if not len(rows):
             return torch.zeros_like(w)
-        at, snapshot = (torch.cat((v, self._buffers)) for v in (w, x))
+        at, snapshot = (self._beside_buffers(v) for v in (w, x))
         cost = 2 * len(rows) / self._batch
         with self._stopwatch.at("compute"):
             return await self._host.compute(lambda: self._learner.change(at, snapshot, rows), cost)
+
+    def _beside_buffers(self, x: Tensor) -> Tensor:
+        return torch.cat((x, self._state.now[self._d :]))
 
 
 def _looked_at(kept: "asyncio.Future[Gradient]") -> None:

@@ -20,7 +20,7 @@ from shoal.carrier import Host, View
 from shoal.collective import Collective, check
 from shoal.coordinated import Behind, Coordinated
 from shoal.counting import Counting
-from shoal.delta import Between, Delta
+from shoal.delta import Delta
 from shoal.element_codecs import pair_codecs
 from shoal.errors import MemberLost, TopologyError
 from shoal.exchange import Settlement
@@ -36,6 +36,7 @@ from shoal.rounding import HALVES
 from shoal.rounds import Rounds
 from shoal.settings import Settings
 from shoal.settling import Outcome
+from shoal.state import Halfway, State
 from shoal.stopwatch import Begun, Stopwatch
 from shoal.topology import Graph, graph, what_is_left
 
@@ -43,15 +44,14 @@ T = TypeVar("T")
 
 
 class Runtime:
-    """A worker. `state` is (d+b,): d parameters, which algorithms see as `x`, and b float buffers, averaged with them
+    """A worker. Its state is (d+b,): d parameters, which algorithms see as `x`, and b float buffers, averaged with them
     but never corrected. Raises TaskError for a task that is none for the algorithm."""
 
     def __init__(
         self, me: PeerId, incarnation: int, learner: Learner, state: Tensor, settings: Settings, host: Host
     ) -> None:
         self.me, self.learner, self.settings, self.host = me, learner, settings, host
-        self.state = state
-        self.x, self._buffers = state[: learner.model.layout.d], state[learner.model.layout.d :]
+        self._state = State(state, room=host.room, is_read=host.is_read)
         self.rng = random.Random(f"{settings.seed}/{me}")
         self.momentum, self.overlap, self.weight_decay = settings.momentum, settings.overlap, settings.weight_decay
         self.exchange_every = settings.exchange_every
@@ -63,14 +63,13 @@ class Runtime:
         self.mixing: Mixing | None = None
         self.round = self.steps = self.gradients = 0
         self.took_over = False  # what is about to be counted holds no gradient of this worker
-        self._sent = 0, 0  # of the last snapshot: where it lies, and which change of the state it was taken after
         self.stopwatch = Stopwatch(host.clock)
-        self.computed = Gradients(learner, state, host, self.stopwatch, batch=settings.batch)
+        self.computed = Gradients(learner, self._state, host, self.stopwatch, batch=settings.batch)
         self.packed, draw = settings.packed, noise(settings.seed, me)
         self.pairing = Pairing(
             me,
             incarnation,
-            snapshot=self._snapshot,
+            snapshot=self._state.snapshot,
             state=lambda: self.state,
             add=self.stopwatch.around("apply", self._add),
             send=host.send,
@@ -110,6 +109,28 @@ class Runtime:
         self._reachable: list[PeerId] | None = None  # the neighbours that are up; None: to be found again
         self._beside: set[asyncio.Task[Any]] = set()  # what the algorithm has begun
         self.lacks_model = False  # it waits for another's
+
+    @property
+    def state(self) -> Tensor:
+        """(d+b,), for reading."""
+        return self._state.now
+
+    def put(self, state: Tensor) -> None:
+        """(d+b,): go on from there."""
+        self._state.changing().copy_(state)
+
+    def meet(self, theirs: Tensor) -> Halfway | None:
+        """A neighbour's model that has come, before it is looked at (`State.meet`)."""
+        return self._state.meet(theirs)
+
+    @property
+    def x(self) -> Tensor:
+        """(d,): the parameters, for changing them; they may lie elsewhere after the next await."""
+        return self._state.changing()[: self.learner.model.layout.d]
+
+    @property
+    def _buffers(self) -> Tensor:
+        return self._state.changing()[self.learner.model.layout.d :]
 
     @property
     def settlement(self) -> Settlement:
@@ -246,7 +267,7 @@ class Runtime:
 
     def _shared(self) -> list[Tensor]:
         """What is a member's model: its state, and what its algorithm keeps that belongs to it."""
-        return [self.state, *map(self.keep, self.settings.traits.shared)]
+        return [self._state.changing(), *map(self.keep, self.settings.traits.shared)]
 
     def _model(self) -> Model:
         parts = [torch.zeros_like(self.state) for _ in self._shared()]
@@ -360,7 +381,7 @@ class Runtime:
     def keep(self, name: str) -> Tensor:
         """(d,) of zeros at first; goes into checkpoints."""
         if name not in self.memory:
-            self.memory[name] = torch.zeros_like(self.x)
+            self.memory[name] = torch.zeros_like(self.state[: self.learner.model.layout.d])
         return self.memory[name]
 
     def count(self) -> None:
@@ -515,13 +536,7 @@ class Runtime:
         coordinated = self.coordinated.waits() if self.coordinated is not None else []
         return sorted(self.collective.waits() + self.pairing.waits() + coordinated, key=lambda wait: -wait["seconds"])
 
-    def _snapshot(self) -> Tensor:
-        snapshot = self.host.snapshot(self.state)
-        self._sent = snapshot.data_ptr(), self.state._version
-        return snapshot
-
     def _add(self, delta: Delta) -> None:
-        as_sent = isinstance(delta, Between) and self._sent == (delta.mine.data_ptr(), self.state._version)
-        delta.add_to(self.state, as_sent=as_sent)
+        self._state.add(delta)
         if self.settings.corrected:  # also what is settled after a resume, before the algorithm begins
             delta.add_to(self.moved)

@@ -137,8 +137,11 @@ class SimHost:
     def send(self, peer: PeerId, message: Message) -> None:
         self.world.carry(self.me, peer, message)
 
-    def snapshot(self, state: Tensor) -> Tensor:
-        return state.clone()
+    def room(self, like: Tensor) -> Tensor | None:
+        return None
+
+    def is_read(self, memory: Tensor) -> bool:
+        return False
 
     async def compute(self, work: Callable[[], T], cost: float = 1.0) -> T:
         result = work()

@@ -1,6 +1,7 @@
 """The checksum of what lies in memory, and whether it is finite, in one go. Pure."""
 
 import math
+from collections.abc import Callable
 
 import numpy as np
 
@@ -17,25 +18,19 @@ def words_of(data: memoryview) -> int:
     return words + int.from_bytes(data[whole:], "little")
 
 
-def copied(source: memoryview, target: memoryview) -> int:
-    """Copies (n,) uint8 into another; returns its `words_of`, modulo 2^64."""
-    words = 0
-    for start in range(0, len(source), PIECE_BYTES):
-        piece = target[start : start + PIECE_BYTES]
-        piece[:] = source[start : start + PIECE_BYTES]
-        words += words_of(piece)
-    return words & LARGEST
-
-
-def words_and_finite(data: memoryview, dtype: str) -> tuple[int, bool]:
-    """(its `words_of`, modulo 2^64; whether all its numbers, of that numpy dtype, are finite)."""
-    words, squares = 0, 0.0
+def words_and_finite(
+    data: memoryview, dtype: str, beside: Callable[[int, int], None] = lambda start, stop: None
+) -> tuple[int, bool]:
+    """(its `words_of`, modulo 2^64; whether all its numbers, of that numpy dtype, are finite). `beside(start, stop)` is
+    called with the numbers that have just been looked at, and lie in the cache."""
+    words, squares, size = 0, 0.0, np.dtype(dtype).itemsize
     with np.errstate(over="ignore", invalid="ignore"):
         for start in range(0, len(data), PIECE_BYTES):
             piece = data[start : start + PIECE_BYTES]
             numbers = np.frombuffer(piece, dtype)
             words += words_of(piece)
             squares += float(np.dot(numbers, numbers))
+            beside(start // size, start // size + len(numbers))
     # Squares may overflow though every number is finite, and only then each is looked at.
     finite = math.isfinite(squares) or bool(np.isfinite(np.frombuffer(data, dtype)).all())
     return words & LARGEST, finite

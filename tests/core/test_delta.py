@@ -60,16 +60,6 @@ def test_what_is_kept_shares_no_memory_with_what_came(made: bool) -> None:
     assert kept.tolist() == [0.5] * 4
 
 
-@given(st.integers(1, 300), st.integers(0, 100))
-def test_where_nothing_has_changed_since_it_was_sent_it_is_the_same_in_one_pass(n: int, seed: int) -> None:
-    x, theirs = random(n, 2 * seed), random(n, 2 * seed + 1)
-    usual, quick = x.clone(), x.clone()
-    Between(x.clone(), theirs).add_to(usual)
-    Between(x.clone(), theirs).add_to(quick, as_sent=True)
-    torch.testing.assert_close(quick, usual, rtol=0, atol=1e-6)
-    torch.testing.assert_close(quick, (x + theirs) / 2, rtol=0, atol=1e-6)
-
-
 @pytest.mark.parametrize("name", ["f32", "bf16", "f16"])
 def test_a_delta_holds_the_vectors_that_it_is_made_of(name: str) -> None:
     """They lie in buffers that are used again when nobody holds the tensors any more: a view of one is not enough."""

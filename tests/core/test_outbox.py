@@ -73,10 +73,8 @@ def test_more_vectors_than_slots_wait_and_keep_their_order(made: Made) -> None:
 
 
 def test_what_was_lent_is_sent_from_where_it_lies(made: Made) -> None:
-    vector = torch.randn(N)
-    lent = made.outbox.lend(vector)
+    lent = made.outbox.lend(torch.empty(N))
     assert lent is not None
-    assert torch.equal(lent, vector)
     made.send(lent)
     assert made.in_slot(made.channel.slots()[0]).data_ptr() == lent.data_ptr()
 
@@ -132,11 +130,21 @@ class Reader(Made):
         self.alive = True
         self.outbox.read_by("b", lambda: self.alive)
 
+    def lent(self, vector: torch.Tensor) -> torch.Tensor:
+        """It, in a slot."""
+        lent = self.outbox.lend(vector)
+        assert lent is not None
+        return lent.copy_(vector)
+
     def announced(self) -> list[Shape]:
         """Of what was sent so far, and forgotten by that."""
         shapes = [packet["shape"] for packet in self.channel.sent]
         self.channel.sent.clear()
         return shapes
+
+
+def sum_of(vector: torch.Tensor) -> int:
+    return words_of(memoryview(vector.numpy()).cast("B")) % 2**64
 
 
 @pytest.fixture
@@ -156,15 +164,59 @@ def test_a_reader_is_told_where_the_vector_lies_and_the_daemon_moves_nothing(rea
 
 
 def test_what_was_lent_is_read_from_where_it_lies(reader: Reader) -> None:
-    vector = torch.randn(N)
-    lent = reader.outbox.lend(vector)
-    assert lent is not None
+    lent = reader.lent(torch.randn(N))
     reader.send(lent)
     (shape,) = reader.announced()
     assert shape.slot is not None
-    assert torch.equal(lent, vector)
     assert reader.in_slot(shape.slot).data_ptr() == lent.data_ptr()
-    assert shape.sum == words_of(memoryview(vector.numpy()).cast("B")) % 2**64
+    assert shape.sum == sum_of(lent)
+
+
+def test_a_sum_that_is_known_is_believed_until_torch_changes_what_was_lent(reader: Reader) -> None:
+    lent = reader.lent(torch.randn(N))
+    reader.outbox.summed(lent, 2**64 + 7)
+    reader.send(lent)
+    lent[:5].add_(1)
+    reader.send(lent)
+    assert [shape.sum for shape in reader.announced()] == [7, sum_of(lent)]
+
+
+def test_a_sum_is_that_of_as_much_as_is_sent(reader: Reader) -> None:
+    """A piece of what was lent may begin where it begins."""
+    lent = reader.lent(torch.randn(N))
+    for part in (lent, lent[: N // 2], lent):
+        reader.send(part)
+        (shape,) = reader.announced()
+        assert (shape.elements, shape.sum) == (len(part), sum_of(part))
+        reader.outbox.taken("b", shape.ticket)
+
+
+def test_a_slot_that_is_lent_again_has_no_sum_from_before(reader: Reader) -> None:
+    reader.outbox.summed(reader.lent(torch.randn(N)), 7)
+    lent = reader.outbox.lend(torch.empty(N))
+    assert lent is not None
+    lent.numpy()[:] = 3.0  # which torch does not count
+    reader.send(lent)
+    assert [shape.sum for shape in reader.announced()] == [sum_of(lent)]
+
+
+def test_what_was_lent_is_read_until_its_readers_are_done(reader: Reader) -> None:
+    lent = reader.lent(torch.zeros(N))
+    assert not reader.outbox.is_read(lent)
+    reader.send(lent)
+    reader.outbox.send("c", 1, Message(Kind.VALUES, seq=1, vector=lent))  # travels
+    shared, sent = reader.channel.sent
+    assert reader.outbox.is_read(lent)
+    reader.outbox.sent(sent["slot"])
+    assert reader.outbox.is_read(lent)
+    reader.outbox.taken("b", shared["shape"].ticket)
+    assert not reader.outbox.is_read(lent)
+
+
+def test_what_was_not_lent_is_read_by_nobody(reader: Reader) -> None:
+    vector = torch.zeros(N)
+    reader.send(vector)
+    assert not reader.outbox.is_read(vector)
 
 
 def test_a_slot_is_used_again_when_its_reader_has_taken_it(reader: Reader) -> None:

@@ -29,8 +29,11 @@ class Host:
     def send(self, peer: str, message: Message) -> None:
         self.sent.append((peer, message.kind))
 
-    def snapshot(self, state: torch.Tensor) -> torch.Tensor:
-        return state.clone()
+    def room(self, like: torch.Tensor) -> torch.Tensor | None:
+        return None
+
+    def is_read(self, memory: torch.Tensor) -> bool:
+        return False
 
     def compute(self, work: Callable[[], T], cost: float = 1.0) -> Awaitable[T]:
         raise NotImplementedError

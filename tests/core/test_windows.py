@@ -10,7 +10,7 @@ import torch
 from shoal import sharing
 from shoal.errors import BadVector
 from shoal.link import RECEIVE, TRANSMIT, Segment
-from shoal.trainer.windows import Windows
+from shoal.trainer.windows import Windows, check
 from shoal.wire import Shape
 from shoal.words import words_of
 
@@ -49,13 +49,14 @@ def pair() -> Iterator[Pair]:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.uint8])
 def test_a_vector_is_read_where_it_lies(pair: Pair, slot: int, dtype: torch.dtype) -> None:
     vector = torch.arange(N // 2).to(dtype)
-    found, finite = pair.windows.vector("b", pair.write(slot, vector))
+    shape = pair.write(slot, vector)
+    found = pair.windows.vector("b", shape)
     assert torch.equal(found, vector)
-    assert finite == (dtype is not torch.uint8)  # of what is packed its codec finds out
+    assert check("b", shape, found) == (dtype is not torch.uint8)  # of what is packed its codec finds out
 
 
 def test_it_is_not_a_copy(pair: Pair) -> None:
-    found, _ = pair.windows.vector("b", pair.write(2, torch.zeros(N)))
+    found = pair.windows.vector("b", pair.write(2, torch.zeros(N)))
     pair.write(2, torch.ones(N))
     assert torch.equal(found, torch.ones(N))
 
@@ -63,13 +64,13 @@ def test_it_is_not_a_copy(pair: Pair) -> None:
 def test_a_vector_that_is_not_finite_is_not_said_to_be(pair: Pair) -> None:
     vector = torch.zeros(N)
     vector[-1] = torch.nan
-    assert not pair.windows.vector("b", pair.write(0, vector))[1]
+    shape = pair.write(0, vector)
+    assert not check("b", shape, pair.windows.vector("b", shape))
 
 
 @pytest.mark.parametrize(
     ("wrong", "complaint"),
     [
-        ({"sum": 7}, "vector in the memory of b has checksum [0-9a-f]{16}, announced was 0000000000000007"),
         ({"slot": TRANSMIT}, f"b announces a vector in slot {TRANSMIT} of its memory, 4000 bytes, which cannot be"),
         ({"slot": 2**32 - 2}, "b announces a vector in slot 4294967294"),
         ({"elements": N + 1}, "4004 bytes, which cannot be read here"),
@@ -79,6 +80,13 @@ def test_a_vector_that_is_not_finite_is_not_said_to_be(pair: Pair) -> None:
 def test_what_is_announced_must_be_there(pair: Pair, wrong: dict[str, Any], complaint: str) -> None:
     with pytest.raises(BadVector, match=complaint):
         pair.windows.vector("b", pair.write(0, torch.ones(N))._replace(**wrong))
+
+
+def test_what_lies_there_must_be_what_was_announced(pair: Pair) -> None:
+    shape = pair.write(0, torch.ones(N))._replace(sum=7)
+    complaint = "vector in the memory of b has checksum [0-9a-f]{16}, announced was 0000000000000007"
+    with pytest.raises(BadVector, match=complaint):
+        check("b", shape, pair.windows.vector("b", shape))
 
 
 def test_from_a_peer_whose_memory_is_not_seen_nothing_is_read(pair: Pair) -> None:
@@ -91,7 +99,7 @@ def test_from_a_peer_whose_memory_is_not_seen_nothing_is_read(pair: Pair) -> Non
 
 
 def test_what_is_held_outlives_the_connection_and_the_other_process(pair: Pair) -> None:
-    found, _ = pair.windows.vector("b", pair.write(0, torch.ones(N)))
+    found = pair.windows.vector("b", pair.write(0, torch.ones(N)))
     pair.windows.close("b")
     pair.theirs.close()
     assert torch.equal(found, torch.ones(N))

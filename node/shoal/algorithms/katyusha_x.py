@@ -28,17 +28,17 @@ from shoal.algorithms.worker import Worker
 
 async def katyusha_x(me: Worker) -> None:
     """One epoch a round."""
-    x, y, y_before = me.keep("x"), me.x, me.keep("y before")
+    x, y_before = me.keep("x"), me.keep("y before")  # and y is me.x
     for k in me.rounds():
         await me.agree(k, x, y_before)
         if k == 0:
-            x.copy_(y)
-            y_before.copy_(y)
-        start = coupled(k, me.tau, x, y, y_before)
+            x.copy_(me.x)
+            y_before.copy_(me.x)
+        start = coupled(k, me.tau, x, me.x, y_before)
         w = await svrg_epoch(me, k, start)
         x.copy_(start)  # not before: whoever stops in the epoch begins it again
-        y_before.copy_(y)
-        y.copy_(w)
+        y_before.copy_(me.x)
+        me.x.copy_(w)
         me.count()
 
 

@@ -14,11 +14,9 @@ class Worker(Protocol):
     """One worker: its vector, its data's gradients, its neighbours.
 
     An `await` stands alone on its line: what is read before it may have moved after it, for averages land on `x` at
-    any await. In particular `me.x = me.x - lr * await ...` loses every average that came meanwhile.
+    any await, and may put it elsewhere. Whatever was kept of `x` over an await is what it was before.
     """
 
-    x: Tensor
-    """(d,) floats, on the worker's device. Change it in place; the runtime moves it when an average is settled."""
     rng: random.Random
     """Seeded from the run's seed and the worker's id."""
     momentum: float
@@ -38,6 +36,10 @@ class Worker(Protocol):
     """The run's, the same on every member."""
     tau: float | None
     prox: str
+
+    @property
+    def x(self) -> Tensor:
+        """(d,) floats, on the worker's device, to be changed in place until the next await."""
 
     @property
     def neighbours(self) -> Sequence[PeerId]:

@@ -33,8 +33,9 @@ from shoal.sharing import Memory
 from shoal.trainer import gpu
 from shoal.trainer.computing import Computing
 from shoal.trainer.keeper import Keeper
-from shoal.trainer.outbox import DTYPES, Outbox
-from shoal.trainer.windows import Windows
+from shoal.trainer.outbox import DTYPES, Outbox, bytes_of
+from shoal.trainer.windows import Windows, check
+from shoal.words import words_of
 
 T = TypeVar("T")
 
@@ -99,10 +100,13 @@ class TrainerHost:
             heard = self._passed_on() if message.kind in (Kind.OFFER, Kind.ACCEPT) else ()
             self.outbox.send(peer, conn, dataclasses.replace(message, gradients=self.runtime.gradients, heard=heard))
 
-    def snapshot(self, state: torch.Tensor) -> torch.Tensor:
-        """In shared memory, if there is room."""
-        lent = self.outbox.lend(state)
-        return state.clone() if lent is None else lent
+    def room(self, like: torch.Tensor) -> torch.Tensor | None:
+        """In shared memory."""
+        return self.outbox.lend(like)
+
+    def is_read(self, memory: torch.Tensor) -> bool:
+        """By the daemon, or by another node of this machine."""
+        return self.outbox.is_read(memory)
 
     def _passed_on(self) -> tuple[tuple[PeerId, int], ...]:
         """The counts of others that were learnt last. They spread with the averages: heartbeats alone are late by many
@@ -254,7 +258,8 @@ class TrainerHost:
                     finite, done = fields["finite"], functools.partial(self.channel.send, "free", slot=slot)
                 else:
                     done = functools.partial(self._taken, peer, fields["conn"], shape.ticket)
-                    vector, finite = self.windows.vector(peer, shape)
+                    vector = self.windows.vector(peer, shape)
+                    finite = self._looked_at(peer, message.kind, shape, vector)
                 if message.kind in AVERAGES and self.runtime.state.device.type == "cpu":
                     weakref.finalize(vector, done).atexit = False
                     done = None
@@ -281,6 +286,23 @@ class TrainerHost:
         finally:
             if done is not None:
                 done()
+
+    def _looked_at(self, peer: PeerId, kind: Kind, shape: wire.Shape, vector: torch.Tensor) -> bool:
+        """Whether what lies in a peer's memory is finite. Reading it is what an average costs, so half the way to it is
+        made at the same time. Raises BadVector."""
+        halfway = self.runtime.meet(vector) if kind in AVERAGES else None
+        if halfway is None:
+            return check(peer, shape, vector)
+        data, words, size = bytes_of(halfway.model), 0, vector.element_size()
+
+        def beside(start: int, stop: int) -> None:
+            nonlocal words
+            halfway.make(start, stop)
+            words += words_of(data[size * start : size * stop])
+
+        finite = check(peer, shape, vector, beside)
+        self.outbox.summed(halfway.model, words)
+        return finite
 
     def _taken(self, peer: PeerId, conn: int, ticket: int) -> None:
         """A peer's slot is not read any more; of an earlier connection it knows that by itself."""

@@ -51,7 +51,7 @@ class Keeper:
         saved = read(self.checkpoint_path, task_document=self.task_document, run_document=run)
         self.saved = str(self.checkpoint_path)
         runtime, device = self.runtime, self.runtime.state.device
-        runtime.state.copy_(saved.state)
+        runtime.put(saved.state)
         runtime.gradients, runtime.steps, runtime.round = saved.gradients, saved.step, saved.round
         doubts, kept = {}, {}
         for name, tensor in saved.memory.items():

@@ -8,21 +8,29 @@ from collections import Counter, deque
 from collections.abc import Callable
 from typing import NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from shoal import wire
 from shoal.link import TRANSMIT, Channel, Segment
 from shoal.messages import Message, PeerId
-from shoal.words import LARGEST, copied, words_of
+from shoal.words import LARGEST, words_of
 
 DTYPES = {"f32": torch.float32, "f64": torch.float64, "u8": torch.uint8}
 """What travels, by the names of `wire.ELEMENT_BYTES`."""
-LENT = TRANSMIT // 2
-"""Slots that may be lent at a time; the others are for what is sent without having been lent."""
+LENT = TRANSMIT - 1
+"""Slots that may be lent at a time: a model that was sent, the one that went on from there, and half the way to
+another's. The other is for what is sent without having been lent."""
 READ = TRANSMIT // 2
 """Slots that other nodes may be reading at a time: one that hangs must not keep them all."""
+
+
+class Sum(NamedTuple):
+    """The checksum of what was lent, as torch had left it after that change."""
+
+    words: int
+    nbytes: int
+    change: int
 
 
 class Reading(NamedTuple):
@@ -39,7 +47,8 @@ def shape_of(vector: Tensor) -> wire.Shape:
     return wire.Shape(vector.numel(), name)
 
 
-def _bytes(vector: Tensor) -> memoryview:
+def bytes_of(vector: Tensor) -> memoryview:
+    """(nbytes,) uint8, where it lies."""
     return memoryview(vector.view(torch.uint8).numpy())  # type: ignore[arg-type]
 
 
@@ -48,11 +57,10 @@ class Outbox:
 
     def __init__(self, channel: Channel, segment: Segment) -> None:
         self._channel = channel
-        self._segment = segment
         self._free = list(range(TRANSMIT))  # a heap: the lowest is taken first, so that few ever take memory
         self._slots = [torch.frombuffer(segment.slot(k), dtype=torch.uint8) for k in range(TRANSMIT)]
         self._lent: dict[int, int] = {}  # address of the tensor -> slot, while its borrower holds it
-        self._sums: dict[int, int] = {}  # of what was lent, where it is known
+        self._sums: dict[int, Sum] = {}  # of what was lent, where it is known
         self._readers: dict[PeerId, Callable[[], bool]] = {}  # who sees our slots; whether its process is there
         self._readings: dict[int, Reading] = {}  # by ticket
         self._tickets = itertools.count(1)
@@ -60,20 +68,25 @@ class Outbox:
         self._waiting: deque[tuple[PeerId, int, Message]] = deque()
         self.shared_bytes = 0  # that other nodes read where they lay
 
-    def lend(self, vector: Tensor) -> Tensor | None:
-        """A copy of `vector` in a slot, to be read only, which `send` need not copy; None when there is none to spare.
-        The slot is free again when nobody holds the copy any more and nobody reads its bytes."""
-        if vector.device.type != "cpu" or len(self._lent) >= LENT or not self._free:
+    def lend(self, like: Tensor) -> Tensor | None:
+        """A slot for a vector of that length, which `send` need not copy; None when there is none to spare.
+        The slot is free again when nobody holds the tensor any more and nobody reads its bytes."""
+        if like.device.type != "cpu" or len(self._lent) >= LENT or not self._free:
             return None
         slot = heapq.heappop(self._free)
-        tensor = self._slots[slot][: vector.nbytes].view(vector.dtype)
-        if self._readers:  # who will want its sum, and finds it in the cache
-            self._sums[slot] = copied(_bytes(vector), _bytes(tensor))
-        else:
-            np.copyto(tensor.numpy(), vector.numpy())  # faster than torch's copy on one thread
+        tensor = self._slots[slot][: like.nbytes].view(like.dtype)
         self._lent[tensor.data_ptr()] = slot
         weakref.finalize(tensor, self._returned, tensor.data_ptr()).atexit = False
         return tensor
+
+    def is_read(self, vector: Tensor) -> bool:
+        """Whether it was lent, and the daemon or another node still reads it."""
+        slot = self._lent.get(vector.data_ptr())
+        return slot is not None and self._used[slot] > 0
+
+    def summed(self, lent: Tensor, words: int) -> None:
+        """The checksum of what was lent is known, until torch changes it."""
+        self._sums[self._lent[lent.data_ptr()]] = Sum(words & LARGEST, lent.nbytes, lent._version)
 
     def send(self, peer: PeerId, conn: int, message: Message) -> None:
         """Hand over; the daemon drops what belongs to a connection that is gone."""
@@ -165,9 +178,14 @@ class Outbox:
         if shared:
             ticket = next(self._tickets)
             self._readings[ticket] = Reading(peer, slot, self._readers[peer])
-            words = self._sums.get(slot)
-            if words is None:
-                words = words_of(self._segment.slot(slot)[: shape.nbytes]) & LARGEST
-            shape = shape._replace(slot=slot, ticket=ticket, sum=words)
+            shape = shape._replace(slot=slot, ticket=ticket, sum=self._sum(slot, message.vector))
             self.shared_bytes += shape.nbytes
         return wire.encode(message, shape), shared
+
+    def _sum(self, slot: int, vector: Tensor) -> int:
+        known = self._sums.get(slot)
+        if known is None or known[1:] != (vector.nbytes, vector._version):
+            known = Sum(words_of(bytes_of(vector)) & LARGEST, vector.nbytes, vector._version)
+            if slot in self._lent.values():
+                self._sums[slot] = known
+        return known.words

@@ -12,8 +12,12 @@ from shoal.errors import BadVector
 from shoal.link import TRANSMIT, Segment
 from shoal.messages import PeerId
 from shoal.sharing import Memory
-from shoal.trainer.outbox import DTYPES
+from shoal.trainer.outbox import DTYPES, bytes_of
 from shoal.words import LARGEST, words_and_finite, words_of
+
+
+def _nothing(start: int, stop: int) -> None:
+    """Beside what is checked."""
 
 
 class Window(NamedTuple):
@@ -58,20 +62,28 @@ class Windows:
         memory = self._open[peer].memory
         return lambda: sharing.is_there(memory)
 
-    def vector(self, peer: PeerId, shape: wire.Shape) -> tuple[Tensor, bool]:
-        """(the vector of that shape where it lies, for reading only; whether it is known to be finite).
+    def vector(self, peer: PeerId, shape: wire.Shape) -> Tensor:
+        """The vector of that shape where it lies, for reading only, and not before `check`.
 
-        Raises BadVector, naming the peer, when it cannot lie there, or its checksum is not the one announced.
+        Raises BadVector, naming the peer, when it cannot lie there.
         """
         window = self._open.get(peer)
         if window is None or shape.slot is None or not 0 <= shape.slot < TRANSMIT or shape.nbytes > self._slot_bytes:
             where = f"slot {shape.slot} of its memory, {shape.nbytes} bytes"
             raise BadVector(f"{peer} announces a vector in {where}, which cannot be read here")
-        data = window.segment.slot(shape.slot)[: shape.nbytes]
-        if shape.dtype == "u8":
-            words, finite = words_of(data) & LARGEST, False
-        else:
-            words, finite = words_and_finite(data, f"<{shape.dtype[0]}{wire.ELEMENT_BYTES[shape.dtype]}")
-        if words != shape.sum:
-            raise BadVector(f"vector in the memory of {peer} has checksum {words:016x}, announced was {shape.sum:016x}")
-        return window.slots[shape.slot][: shape.nbytes].view(DTYPES[shape.dtype]), finite
+        return window.slots[shape.slot][: shape.nbytes].view(DTYPES[shape.dtype])
+
+
+def check(peer: PeerId, shape: wire.Shape, vector: Tensor, beside: Callable[[int, int], None] = _nothing) -> bool:
+    """Whether it is known to be finite. `beside(start, stop)` is called with coordinates that lie in the cache.
+
+    Raises BadVector, naming the peer, when its checksum is not the one announced.
+    """
+    data = bytes_of(vector)
+    if shape.dtype == "u8":
+        words, finite = words_of(data) & LARGEST, False
+    else:
+        words, finite = words_and_finite(data, f"<{shape.dtype[0]}{wire.ELEMENT_BYTES[shape.dtype]}", beside)
+    if words != shape.sum:
+        raise BadVector(f"vector in the memory of {peer} has checksum {words:016x}, announced was {shape.sum:016x}")
+    return finite
