@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Awaitable, Callable
 from typing import Any, Protocol, TypeVar
 
+import torch
 from torch import Tensor
 
 from shoal.messages import Message, PeerId
@@ -30,8 +31,8 @@ class Host(Protocol):
     def send(self, peer: PeerId, message: Message) -> None:
         """Hand over in order; lost if the connection breaks."""
 
-    def room(self, like: Tensor) -> Tensor | None:
-        """Memory for a vector of that length, from where `send` need not copy it; None where there is none to spare.
+    def room(self, elements: int, dtype: torch.dtype) -> Tensor | None:
+        """Memory on the CPU for a vector, from where `send` need not copy it; None where there is none to spare.
         It is free again when nobody holds or reads it."""
 
     def is_read(self, memory: Tensor) -> bool:

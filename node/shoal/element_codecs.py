@@ -11,7 +11,7 @@ mean of the two is untouched.
 
 import dataclasses
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
@@ -20,6 +20,9 @@ from shoal import rounding
 from shoal.delta import Delta
 from shoal.messages import PeerId
 from shoal.pair_codec import Duplex, Full, Lattice, Packed, PairCodecs
+
+
+Room = Callable[[int, torch.dtype], Tensor | None]
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -59,12 +62,13 @@ class BetweenRounded(Delta):
 class Half(Duplex):
     """Two bytes a coordinate."""
 
-    def __init__(self, name: str, elements: int) -> None:
-        self.name, self.elements = name, elements
+    def __init__(self, name: str, elements: int, room: Room) -> None:
+        self.name, self.elements, self._room = name, elements, room
 
     def own(self, x: Tensor) -> Tensor:
-        """x rounded, as bytes."""
-        return rounding.halved(x, self.name)
+        """x rounded, as bytes; where others can read them, if there is room."""
+        nbytes = rounding.half_bytes(self.elements, self.name)
+        return rounding.halved(x, self.name, self._room(nbytes, torch.uint8) if x.device.type == "cpu" else None)
 
     def delta(self, mine: Tensor, theirs: Tensor, peer: PeerId) -> Delta:
         """Half the difference of what was sent: off by at most 2^-9 (|r| + |s|) in a coordinate with bf16, and by 2^-12
@@ -96,14 +100,16 @@ class Levels(Lattice):
         return rounding.unpack(second, self.bits, self.elements, peer)
 
 
-def pair_codecs(wish: str, elements: int, draw: torch.Generator) -> PairCodecs:
-    """All of them; each is one for all neighbours of a node."""
+def pair_codecs(
+    wish: str, elements: int, draw: torch.Generator, room: Room = lambda elements, dtype: None
+) -> PairCodecs:
+    """All of them; each is one for all neighbours of a node. `room` is `carrier.Host.room`."""
     return PairCodecs(
         wish,
         {
             "f32": Full(),
-            "f16": Half("f16", elements),
-            "bf16": Half("bf16", elements),
+            "f16": Half("f16", elements, room),
+            "bf16": Half("bf16", elements, room),
             "q8": Levels("q8", elements, draw),
             "q4": Levels("q4", elements, draw),
             "sign": Packed(elements, draw),

@@ -45,12 +45,13 @@ def half_bytes(elements: int, name: str) -> int:
     return 2 * elements + (SCALE_BYTES if name == "f16" else 0)
 
 
-def halved(x: Tensor, name: str) -> Tensor:
-    """(half_bytes,) uint8 from (n,) float32, on its device."""
+def halved(x: Tensor, name: str, into: Tensor | None = None) -> Tensor:
+    """(half_bytes,) uint8 from (n,) float32: `into`, if that is given, else new and on its device."""
+    packed = torch.empty(half_bytes(x.numel(), name), dtype=torch.uint8, device=x.device) if into is None else into
     if name == "bf16":
-        return x.to(torch.bfloat16).view(torch.uint8)
+        packed.view(torch.bfloat16).copy_(x)
+        return packed
     scale = _f16_scale(x)
-    packed = torch.empty(half_bytes(x.numel(), name), dtype=torch.uint8, device=x.device)
     packed[:SCALE_BYTES] = torch.tensor([scale], dtype=torch.float32).view(torch.uint8)
     numbers = packed[SCALE_BYTES:].view(torch.float16)
     for piece in pieces(x.numel()):

@@ -76,7 +76,9 @@ class Runtime:
             clock=host.clock,
             rng=self.rng,
             record=host.record,
-            codecs=pair_codecs(settings.codec, state.numel(), draw) if state.dtype == torch.float32 else None,
+            codecs=pair_codecs(settings.codec, state.numel(), draw, host.room)
+            if state.dtype == torch.float32
+            else None,
             max_distance=settings.max_distance or math.inf,
             least_s=state.nbytes / rate if (rate := settings.max_bytes_a_second) else 0.0,
         )

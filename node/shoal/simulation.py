@@ -137,7 +137,7 @@ class SimHost:
     def send(self, peer: PeerId, message: Message) -> None:
         self.world.carry(self.me, peer, message)
 
-    def room(self, like: Tensor) -> Tensor | None:
+    def room(self, elements: int, dtype: torch.dtype) -> Tensor | None:
         return None
 
     def is_read(self, memory: Tensor) -> bool:

@@ -39,13 +39,13 @@ class State:
     """(d+b,): d parameters, then b carried values. One event loop owns it."""
 
     def __init__(
-        self, first: Tensor, *, room: Callable[[Tensor], Tensor | None], is_read: Callable[[Tensor], bool]
+        self, first: Tensor, *, room: Callable[[int, torch.dtype], Tensor | None], is_read: Callable[[Tensor], bool]
     ) -> None:
-        """`room(like)`: memory of that length that others can read, None where none is to spare. `is_read(memory)`:
+        """`room(elements, dtype)`: memory on the CPU that others can read, None where none is to spare. `is_read(memory)`:
         whether somebody still does, though nobody here holds what was sent."""
-        self._now, self._room, self._is_read = first, room, is_read
+        self._now, self._lend, self._is_read = first, room, is_read
         self._placed = False  # in memory that others can read
-        self._sent: Callable[[], Tensor | None] = lambda: None
+        self._sent: list[weakref.ref[Tensor]] = []  # all over the same memory, each for somebody else
         self._halfway: Halfway | None = None
 
     @property
@@ -56,58 +56,65 @@ class State:
     def changing(self) -> Tensor:
         """For changing it, until the next await."""
         self._halfway = None
-        if self._sent() is not None or (self._placed and self._is_read(self._now)):
+        if self._held() or (self._placed and self._is_read(self._now)):
             self._go_to(*self._copied())
         return self._now
 
     def snapshot(self) -> Tensor:
         """As it is now, for reading; it stays so for as long as somebody holds just this tensor."""
-        sent = self._sent()
-        if sent is None:
-            if not self._placed and (room := self._room(self._now)) is not None:
-                copy(self._now, room)
-                self._go_to(room, True)
-            sent = self._now[:]
-            weakref.finalize(sent, _nothing, self._now).atexit = False  # which holds the memory as long
-            self._sent = weakref.ref(sent)
+        if not self._placed and not self._held() and (room := self._room()) is not None:
+            copy(self._now, room)
+            self._go_to(room, True)
+        sent = self._now[:]
+        weakref.finalize(sent, _nothing, self._now).atexit = False  # which holds the memory as long
+        self._sent.append(weakref.ref(sent))
         return sent
 
     def meet(self, theirs: Tensor) -> Halfway | None:
         """The way to a model that has come, to be made while that is looked at; None where it would be of no use."""
         self._halfway = None
         alike = theirs.dtype == self._now.dtype and theirs.numel() == self._now.numel()
-        if alike and self._sent() is not None and (room := self._room(self._now)) is not None:
+        if alike and self._held() and (room := self._room()) is not None:
             self._halfway = Halfway(self._now, theirs, room)
         return self._halfway
 
     def add(self, delta: Delta) -> None:
-        """At once."""
+        """At once. What was sent for it is of no use afterwards."""
         if isinstance(delta, Between) and delta.mine.data_ptr() == self._now.data_ptr():
-            self._go_halfway(delta.theirs)
+            self._go_halfway(delta.mine, delta.theirs)
         else:
             delta.add_to(self.changing())
 
-    def _go_halfway(self, theirs: Tensor) -> None:
-        halfway = self._halfway
+    def _go_halfway(self, mine: Tensor, theirs: Tensor) -> None:
+        halfway, self._halfway = self._halfway, None
         if halfway is not None and halfway.leads_to(theirs):
             self._go_to(halfway.model, True)
-            return
-        self._halfway = None
-        room, placed = self._elsewhere()
-        self._go_to(torch.lerp(self._now, theirs, 0.5, out=room), placed)
+        elif self._placed and not self._held(but_for=mine) and not self._is_read(self._now):
+            self._now.lerp_(theirs, 0.5)
+        else:
+            room, placed = self._elsewhere()
+            self._go_to(torch.lerp(self._now, theirs, 0.5, out=room), placed)
+
+    def _held(self, but_for: Tensor | None = None) -> bool:
+        self._sent = [ref for ref in self._sent if ref() is not None]
+        return any(ref() is not but_for for ref in self._sent)
 
     def _copied(self) -> tuple[Tensor, bool]:
         room, placed = self._elsewhere()
         copy(self._now, room)
         return room, placed
 
+    def _room(self) -> Tensor | None:
+        now = self._now
+        return self._lend(now.numel(), now.dtype) if now.device.type == "cpu" else None
+
     def _elsewhere(self) -> tuple[Tensor, bool]:
-        room = self._room(self._now)
+        room = self._room()
         return (torch.empty_like(self._now), False) if room is None else (room, True)
 
     def _go_to(self, memory: Tensor, placed: bool) -> None:
         self._now, self._placed = memory, placed
-        self._sent, self._halfway = lambda: None, None
+        self._sent, self._halfway = [], None
 
 
 def _nothing(memory: Tensor) -> None:

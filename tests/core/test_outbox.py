@@ -73,7 +73,7 @@ def test_more_vectors_than_slots_wait_and_keep_their_order(made: Made) -> None:
 
 
 def test_what_was_lent_is_sent_from_where_it_lies(made: Made) -> None:
-    lent = made.outbox.lend(torch.empty(N))
+    lent = made.outbox.lend(N, torch.float32)
     assert lent is not None
     made.send(lent)
     assert made.in_slot(made.channel.slots()[0]).data_ptr() == lent.data_ptr()
@@ -81,7 +81,7 @@ def test_what_was_lent_is_sent_from_where_it_lies(made: Made) -> None:
 
 @pytest.mark.parametrize("first", ["it was sent", "nobody holds it"])
 def test_a_lent_slot_is_free_when_it_was_sent_and_nobody_holds_it_any_more(made: Made, first: str) -> None:
-    held = [made.outbox.lend(torch.empty(N))]
+    held = [made.outbox.lend(N, torch.float32)]
     made.send(held[0])
     taken = made.channel.slots()[0]
     made.channel.sent.clear()
@@ -100,13 +100,13 @@ def test_a_lent_slot_is_free_when_it_was_sent_and_nobody_holds_it_any_more(made:
 
 def test_what_was_lent_and_never_sent_is_free_when_nobody_holds_it(made: Made) -> None:
     for _ in range(10):
-        assert made.outbox.lend(torch.empty(N)) is not None
+        assert made.outbox.lend(N, torch.float32) is not None
     made.send(torch.zeros(N))
     assert made.channel.slots() == [0]
 
 
 def test_some_slots_are_never_lent(made: Made) -> None:
-    held = [made.outbox.lend(torch.empty(N)) for _ in range(TRANSMIT)]
+    held = [made.outbox.lend(N, torch.float32) for _ in range(TRANSMIT)]
     assert [tensor is not None for tensor in held] == [True] * LENT + [False] * (TRANSMIT - LENT)
     made.send(torch.zeros(N), Kind.MODEL)
     assert made.channel.slots()[0] >= 0
@@ -132,7 +132,7 @@ class Reader(Made):
 
     def lent(self, vector: torch.Tensor) -> torch.Tensor:
         """It, in a slot."""
-        lent = self.outbox.lend(vector)
+        lent = self.outbox.lend(len(vector), vector.dtype)
         assert lent is not None
         return lent.copy_(vector)
 
@@ -193,7 +193,7 @@ def test_a_sum_is_that_of_as_much_as_is_sent(reader: Reader) -> None:
 
 def test_a_slot_that_is_lent_again_has_no_sum_from_before(reader: Reader) -> None:
     reader.outbox.summed(reader.lent(torch.randn(N)), 7)
-    lent = reader.outbox.lend(torch.empty(N))
+    lent = reader.outbox.lend(N, torch.float32)
     assert lent is not None
     lent.numpy()[:] = 3.0  # which torch does not count
     reader.send(lent)
@@ -281,7 +281,7 @@ def test_what_a_reader_had_is_free_when_its_process_is_gone(reader: Reader) -> N
 
 
 def test_a_lent_slot_that_is_read_is_free_only_when_both_are_done(reader: Reader) -> None:
-    lent = reader.outbox.lend(torch.empty(N))
+    lent = reader.outbox.lend(N, torch.float32)
     reader.send(lent)
     (shape,) = reader.announced()
     del lent

@@ -29,7 +29,7 @@ class Host:
     def send(self, peer: str, message: Message) -> None:
         self.sent.append((peer, message.kind))
 
-    def room(self, like: torch.Tensor) -> torch.Tensor | None:
+    def room(self, elements: int, dtype: torch.dtype) -> torch.Tensor | None:
         return None
 
     def is_read(self, memory: torch.Tensor) -> bool:

@@ -23,10 +23,10 @@ class Memory:
         self.lent: list[weakref.ref[Tensor]] = []
         self.read: set[int] = set()
 
-    def room(self, like: Tensor) -> Tensor | None:
+    def room(self, elements: int, dtype: torch.dtype) -> Tensor | None:
         if self.out >= self.most:
             return None
-        memory = torch.full_like(like, torch.nan)
+        memory = torch.full((elements,), torch.nan, dtype=dtype)
         self.lent.append(weakref.ref(memory))
         return memory
 

@@ -100,9 +100,9 @@ class TrainerHost:
             heard = self._passed_on() if message.kind in (Kind.OFFER, Kind.ACCEPT) else ()
             self.outbox.send(peer, conn, dataclasses.replace(message, gradients=self.runtime.gradients, heard=heard))
 
-    def room(self, like: torch.Tensor) -> torch.Tensor | None:
+    def room(self, elements: int, dtype: torch.dtype) -> torch.Tensor | None:
         """In shared memory."""
-        return self.outbox.lend(like)
+        return self.outbox.lend(elements, dtype)
 
     def is_read(self, memory: torch.Tensor) -> bool:
         """By the daemon, or by another node of this machine."""

@@ -68,13 +68,13 @@ class Outbox:
         self._waiting: deque[tuple[PeerId, int, Message]] = deque()
         self.shared_bytes = 0  # that other nodes read where they lay
 
-    def lend(self, like: Tensor) -> Tensor | None:
+    def lend(self, elements: int, dtype: torch.dtype) -> Tensor | None:
         """A slot for a vector of that length, which `send` need not copy; None when there is none to spare.
         The slot is free again when nobody holds the tensor any more and nobody reads its bytes."""
-        if like.device.type != "cpu" or len(self._lent) >= LENT or not self._free:
+        if len(self._lent) >= LENT or not self._free:
             return None
         slot = heapq.heappop(self._free)
-        tensor = self._slots[slot][: like.nbytes].view(like.dtype)
+        tensor = self._slots[slot][: elements * dtype.itemsize].view(dtype)
         self._lent[tensor.data_ptr()] = slot
         weakref.finalize(tensor, self._returned, tensor.data_ptr()).atexit = False
         return tensor
