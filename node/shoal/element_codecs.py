@@ -21,7 +21,6 @@ from shoal.delta import Delta
 from shoal.messages import PeerId
 from shoal.pair_codec import Duplex, Full, Lattice, Packed, PairCodecs
 
-
 Room = Callable[[int, torch.dtype], Tensor | None]
 
 

@@ -539,6 +539,6 @@ class Runtime:
         return sorted(self.collective.waits() + self.pairing.waits() + coordinated, key=lambda wait: -wait["seconds"])
 
     def _add(self, delta: Delta) -> None:
-        self._state.add(delta)
         if self.settings.corrected:  # also what is settled after a resume, before the algorithm begins
             delta.add_to(self.moved)
+        self._state.add(delta)  # after which the delta is of no use

@@ -41,8 +41,8 @@ class State:
     def __init__(
         self, first: Tensor, *, room: Callable[[int, torch.dtype], Tensor | None], is_read: Callable[[Tensor], bool]
     ) -> None:
-        """`room(elements, dtype)`: memory on the CPU that others can read, None where none is to spare. `is_read(memory)`:
-        whether somebody still does, though nobody here holds what was sent."""
+        """`room(elements, dtype)`: memory on the CPU that others can read, None where none is to spare.
+        `is_read(memory)`: whether somebody still does, though nobody here holds what was sent."""
         self._now, self._lend, self._is_read = first, room, is_read
         self._placed = False  # in memory that others can read
         self._sent: list[weakref.ref[Tensor]] = []  # all over the same memory, each for somebody else

@@ -25,12 +25,13 @@ class Host:
         self.now = 0.0
         self.sent: list[tuple[str, Kind]] = []
         self.counts = 0
+        self.lends = True
 
     def send(self, peer: str, message: Message) -> None:
         self.sent.append((peer, message.kind))
 
     def room(self, elements: int, dtype: torch.dtype) -> torch.Tensor | None:
-        return None
+        return torch.empty(elements, dtype=dtype) if self.lends else None
 
     def is_read(self, memory: torch.Tensor) -> bool:
         return False
@@ -133,6 +134,17 @@ def test_an_average_that_is_settled_after_a_resume_counts_though_the_algorithm_h
     b.runtime.received("a", Message(Kind.VERDICT, seq=1, initiator=1, committed=True))
     assert torch.equal(b.runtime.state, torch.full((b.d,), 0.5))
     assert torch.equal(b.runtime.moved, torch.full((b.d,), 2.5))
+
+
+@pytest.mark.parametrize("lends", [True, False])
+async def test_what_an_average_moves_is_remembered_wherever_the_model_lies(lends: bool) -> None:
+    b = Worker(correction="pairwise")
+    b.host.lends = lends
+    await b.runtime.run()
+    for kind in (Kind.OFFER, Kind.VALUES, Kind.COMMIT):
+        b.hears("a", kind)
+    assert torch.equal(b.runtime.state, torch.full((b.d,), 0.5))
+    assert torch.equal(b.runtime.moved, torch.full((b.d,), 0.5))
 
 
 @pytest.mark.parametrize(("members", "evenness"), [("abc", 1 / 2), ("bc", 4 / 5), ("abz", 0), ("b", 1)])
