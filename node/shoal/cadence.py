@@ -11,6 +11,8 @@ from shoal.messages import PeerId
 
 AT_ONCE = 16
 """Members to whom a heartbeat goes in one interval. Up to so many are told in every one."""
+LOOKED_AT = 64
+"""Members at all of whom a node looks in every tick. Where there are more it looks as much more seldom."""
 SILENT_BEATS = 4
 """Usual intervals without a heartbeat that make a member gone, and usual deviations from it besides."""
 MEAN_WEIGHT, DEVIATION_WEIGHT = 1 / 8, 1 / 4
@@ -57,3 +59,8 @@ class Turns:
 def interval_s(heartbeat_s: float, members: int) -> float:
     """Seconds between two heartbeats to the same one of so many members."""
     return heartbeat_s * max(1, math.ceil(members / AT_ONCE))
+
+
+def look_s(heartbeat_s: float, members: int) -> float:
+    """Seconds between two looks at so many members, of which none has said anything new; 0: in every tick."""
+    return heartbeat_s / 4 * (members // LOOKED_AT)

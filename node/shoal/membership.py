@@ -10,7 +10,7 @@ import random
 from typing import Any
 
 from shoal.agreement import WORDS_LIMIT, Agreement
-from shoal.cadence import Turns
+from shoal.cadence import Turns, look_s
 from shoal.errors import BadFrame, Mismatch
 from shoal.messages import PeerId
 from shoal.relays import Relays
@@ -69,6 +69,7 @@ class Membership:
         self._sent_at: dict[int, float] = {}  # heartbeat number -> when
         self._beat_at: float | None = None  # None: at the next tick
         self._ticked_at: float | None = None
+        self._look_at = 0.0
         self._unheard: list[PeerId] = []  # as the others were told
         self._turns = Turns()
 
@@ -187,7 +188,10 @@ class Membership:
     def tick(self, now: float) -> list[Action]:
         """Time has passed. Call it at least once in `heartbeat_s`, better a few times."""
         self._forgive(now)
-        actions = self._after(now)
+        actions: list[Action] = []
+        if now >= self._look_at:
+            self._look_at = now + look_s(self.heartbeat_s, len(self.roster.members))
+            actions = self._after(now)
         if self._beat_at is None or now >= self._beat_at:
             news = self._beat_at is None
             self._beat_at = now + self.heartbeat_s * self.rng.uniform(1 - JITTER, 1 + JITTER)

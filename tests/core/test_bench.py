@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from shoal.bench import nodes, sizes
+from shoal.bench import crowd, nodes, sizes
 from shoal.bench.against_hivemind import VERSION, compared, installed
 from shoal.bench.baselines import copying, in_turn, rates
 from shoal.bench.blank import layers_file, task_file
@@ -25,6 +25,7 @@ from shoal.cli import main
 from shoal.data.loading import load_task
 from shoal.data.task import Place
 from shoal.learner import Learner, initial_state
+from shoal.settings import Settings
 
 
 @pytest.mark.parametrize(
@@ -205,6 +206,23 @@ def test_growth_is_from_the_fewest_nodes_to_the_most() -> None:
     assert figures["CPU of an idle daemon: growth from 4 to 16 nodes"].value == 3.0
     assert figures["control traffic of an idle daemon: growth from 4 to 16 nodes"].value == 4.0
     assert figures["memory of an idle daemon, 8 nodes"].value == 41
+
+
+def test_the_members_of_a_crowd_speak_as_often_as_members_do() -> None:
+    """Sixteen are told at once; of more, sixteen in each interval."""
+    few, many = crowd.among(5, 20.0), crowd.among(101, 20.0)
+    assert few.heard == pytest.approx(4 / Settings().heartbeat_s, rel=0.1)
+    assert few.sent == pytest.approx(few.heard, rel=0.2)
+    assert many.heard == pytest.approx(many.sent, rel=0.2)
+    assert many.sent < 4.5 * few.sent
+
+
+def test_a_crowd_whose_members_fall_silent_is_no_measurement() -> None:
+    node = crowd.Observed(3)
+    node.live(5.0)
+    node.others.say = lambda now: iter(())  # type: ignore[method-assign]
+    with pytest.raises(RuntimeError, match="2 members that speak are taken for gone, first p0000"):
+        node.live(60.0)
 
 
 def test_too_little_memory_for_any_nodes_is_said(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,8 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from views_net import Net, training
 
-from shoal.cadence import AT_ONCE, LONGEST_TIMES, Cadence, Turns, interval_s
+from shoal.bench.crowd import Observed
+from shoal.cadence import AT_ONCE, LONGEST_TIMES, LOOKED_AT, Cadence, Turns, interval_s, look_s
 from shoal.messages import PeerId
+from shoal.roster import Member, State
 from shoal.v1.node_pb2 import Control
 
 LEAST_S, USUAL_S = 5.0, 0.5
@@ -120,6 +122,29 @@ def test_what_a_node_sends_does_not_grow_with_the_shoal() -> None:
 
 def steps_on(net: Net, names: str) -> bool:
     return net.in_view(names) and not any(net.nodes[name].paused for name in names)
+
+
+def test_nor_how_much_it_looks_at_its_members(monkeypatch: pytest.MonkeyPatch) -> None:
+    looks, judge = Counter[int](), Member.judge
+
+    def counted(member: Member, now: float, patience_s: float) -> tuple[State, str]:
+        looks[count] += 1
+        return judge(member, now, patience_s)
+
+    for count in (64, 160, 320):
+        node = Observed(count)
+        node.live(2 * node.others.every_s)  # until all have spoken
+        monkeypatch.setattr(Member, "judge", counted)
+        node.live(10.0)
+        monkeypatch.undo()
+    assert looks[64] == pytest.approx(63 * 100, rel=0.1)  # ten ticks a second
+    assert max(looks.values()) < 1.3 * looks[64]
+
+
+@given(st.integers(0, 5000))
+def test_a_look_is_as_much_more_seldom_as_there_are_more_members(n: int) -> None:
+    assert (look_s(0.5, n) == 0) == (n < LOOKED_AT)
+    assert look_s(0.5, n) < interval_s(0.5, n)  # and so much less than what makes a silent one gone
 
 
 def test_among_many_a_silent_one_is_missed_a_broken_link_is_at_once_and_nobody_else_is_lost() -> None:

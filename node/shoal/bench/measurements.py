@@ -6,6 +6,7 @@ from typing import NamedTuple
 from shoal.bench import (
     against_hivemind,
     baselines,
+    crowd,
     exchange,
     idle,
     memory,
@@ -37,5 +38,6 @@ MEASUREMENTS: dict[str, Measurement] = {
     "memory": Measurement("memory of a node beyond a plain loop, by algorithm", memory.measure),
     "start": Measurement("from spawn until each of five nodes has averaged", start.measure),
     "idle": Measurement("processor and memory of a daemon with ten peers and nothing to do", idle.measure),
+    "crowd": Measurement("what membership costs a node among up to 1,000, in virtual time", crowd.measure),
     "nodes": Measurement("what a daemon, and a pair's average, cost by the number of nodes", nodes.measure),
 }
