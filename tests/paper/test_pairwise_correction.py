@@ -44,8 +44,8 @@ def test_a_step_size_that_decays_neither_blows_it_up_nor_takes_it_back() -> None
 
 
 def test_it_learns_the_label_of_a_node_a_hundred_times_slower_and_does_not_wait_for_it() -> None:
-    """Five gradients of 4000 are that node's. With a step that ignores it, the others would be held back instead."""
-    common = {"algorithm": "ad-psgd", "lr": 0.5, "gradients": 4000, "partition": "labels:1"}
+    """Seven gradients of 6000 are that node's. With a step that ignores it, the others would be held back instead."""
+    common = {"algorithm": "ad-psgd", "lr": 0.5, "gradients": 6000, "partition": "labels:1"}
     plain, corrected = (train(10, ONE_VERY_SLOW, correction=c, **common) for c in ("none", "pairwise"))
     assert final_loss(corrected) < 0.7 * final_loss(plain)
 
