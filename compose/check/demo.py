@@ -19,7 +19,8 @@ from engine import ROOT, Unavailable, build_images, compose, docker, engine, fet
 
 T = TypeVar("T")
 PROJECT = "shoal-check"
-"""Of compose, and of the stack: a demo that runs here already is left alone."""
+"""Of compose: a demo that runs here already is left alone."""
+STACK = "shoal-check-stack"
 ACCURACY = 0.95
 IDLE_S, IDLE_CPU = 20.0, 0.02
 LARGEST_MB = 500.0
@@ -254,8 +255,8 @@ def swarm(make: Callable[..., Demo]) -> None:
     if mine:
         docker("swarm", "init", "--advertise-addr", "127.0.0.1")
     try:
-        docker("stack", "deploy", "--compose-file", ROOT / "compose" / "stack.yaml", PROJECT, env=env)
-        tasks = ["--filter", f"label=com.docker.swarm.service.name={PROJECT}_node", "--format", "{{.Names}}"]
+        docker("stack", "deploy", "--compose-file", ROOT / "compose" / "stack.yaml", STACK, env=env)
+        tasks = ["--filter", f"label=com.docker.swarm.service.name={STACK}_node", "--format", "{{.Names}}"]
 
         def means() -> list[float]:
             said = (logs(name) for name in docker("ps", "--all", *tasks).split())
@@ -267,10 +268,12 @@ def swarm(make: Callable[..., Demo]) -> None:
         assert min(accuracies) >= ACCURACY, accuracies
         say(f"on a swarm, by DNS on its overlay network: mean model at {min(accuracies):.3f}")
     except BaseException:
-        print(docker("service", "ps", "--no-trunc", f"{PROJECT}_node"), flush=True)
+        print(docker("service", "ps", "--no-trunc", f"{STACK}_node"), flush=True)
         raise
     finally:
-        docker("stack", "rm", PROJECT)
+        docker("stack", "rm", STACK)
+        mine_alone = ("--filter", f"label=com.docker.stack.namespace={STACK}", "--quiet")
+        until(lambda: not docker("network", "ls", *mine_alone), "its network is gone")  # some time after the answer
         if mine:
             docker("swarm", "leave", "--force")
 
