@@ -27,7 +27,7 @@ FIGURES = {
     "memory": ["memory of a node beyond a plain loop, ad-psgd, 0.0999 M"],
     "start": ["2 nodes of the digits: from spawn until each has averaged"],
     "idle": ["idle daemon, 2 peers: CPU", "idle daemon, 2 peers: resident memory"],
-    "crowd": ["membership alone: bytes out, growth from 4 to 16 nodes"],
+    "crowd": ["membership alone: bytes out, growth from 16 to 64 nodes"],
     "nodes": ["CPU of an idle daemon: growth from 2 to 4 nodes", "average of 0.1 M, 2 nodes"],
 }
 """What each finds, among others."""

@@ -34,7 +34,7 @@ class Cost(NamedTuple):
 
 def measure(lab: Lab) -> list[Figure]:
     """Of one node among so many, and the growth from the fewest to the most that are not all told at once."""
-    counts = COUNTS[:2] if lab.quick else COUNTS
+    counts = COUNTS[:3] if lab.quick else COUNTS
     costs = {count: among(count, 5.0 if lab.quick else VIRTUAL_S) for count in counts}
     figures = []
     for count, cost in costs.items():
