@@ -11,6 +11,7 @@ demo: $(STAMP)  ## five nodes on this machine train one model on label-skewed da
 
 test: $(STAMP)  ## all tests but the long ones
 	$(BIN)/pytest
+	@echo "left out: tests/chaos (make chaos), and the images and the demo in compose (make check-docker)"
 
 chaos: $(STAMP)  ## an hour of faults and abuse; needs root, Linux and nft for most of it
 	$(BIN)/pytest -s tests/chaos

@@ -1,6 +1,6 @@
 """Whether every panel and every rule has data on a live Prometheus, and the data are what the nodes themselves say.
 
-    python compose/check/dashboards.py http://localhost:9090 [--healthy] [--without tls,gpu,rate,votes,a-psgd]
+    python compose/check/dashboards.py http://localhost:9090 [--healthy] [--without tls,gpu,votes]
 
 Prints a line a problem, and ends with 1 if there is any. `--healthy`: no alert may fire. `--without` names what the
 demo at hand does not have; what is left out for it is listed. Run it from the environment that shoal is installed in.

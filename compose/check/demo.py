@@ -1,7 +1,7 @@
 """`make check-docker`: builds the images and runs the demo for real, in every way that compose/compose.yaml offers.
 
 Five nodes that find each other by multicast alone learn all ten digits; others, that know each other by DNS alone, are
-made eight while they train, lose one, a pause and a network, and go on; a parameter server; TLS. Fails when anything
+made eight while they train, lose one, a pause and a network, and go on; a parameter server; votes; TLS; a swarm. Fails when anything
 does not hold. Without Docker, and without a way to install it, it says so and checks nothing.
 """
 
@@ -231,6 +231,15 @@ def parameter_server(make: Callable[..., Demo]) -> None:
         say(f"a parameter server, killed once: mean model at {learnt(demo, 5):.3f}")
 
 
+def votes(make: Callable[..., Demo]) -> None:
+    """The same profile with votes."""
+    demo = make(env_file="a-psgd.env", ALGORITHM="signum", EMULATE_COMPUTE_S="0.01")
+    with running(demo, "node", "coordinator", "prometheus", node=5):
+        train_together_over(demo, 5)
+        targets_up(demo, 6)
+        panels(demo, "tls", "gpu", "pairs", "a-psgd")
+
+
 def train_together_over(demo: Demo, n: int) -> None:
     """The same with a coordinator, which is a member too."""
     nodes = demo.containers("node")
@@ -240,9 +249,11 @@ def train_together_over(demo: Demo, n: int) -> None:
 
 def encrypted(make: Callable[..., Demo]) -> None:
     """The TLS overlay."""
-    demo = make("tls.yaml", ROUNDS="1000", EMULATE_COMPUTE_S="0.01", TLS_NODES="5")
-    with running(demo, "node", node=5):
+    demo = make("tls.yaml", ROUNDS="3000", EMULATE_COMPUTE_S="0.01", TLS_NODES="5")
+    with running(demo, "node", "prometheus", node=5):
         train_together(demo, 5)
+        targets_up(demo, 5)
+        panels(demo, "gpu", "votes", "a-psgd", "coordinator")
         said = demo("logs", "--no-color", "node")
         assert "TLS with members of shoal compose alone" in said, said[-500:]
         say(f"over TLS: mean model at {learnt(demo, 5):.3f}")
@@ -327,7 +338,7 @@ def main() -> int:
         return Demo(command, settings, *files, **more)
 
     sizes(f"{settings['IMAGE']}:node")
-    for check in (multicast, names_and_faults, parameter_server, encrypted, swarm, idle):
+    for check in (multicast, names_and_faults, parameter_server, votes, encrypted, swarm, idle):
         check(make)
     say(f"all held, in {time.monotonic() - began:.0f} s")
     return 0
