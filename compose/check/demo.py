@@ -1,8 +1,8 @@
 """`make check-docker`: builds the images and runs the demo for real, in every way that compose/compose.yaml offers.
 
 Five nodes that find each other by multicast alone learn all ten digits; others, that know each other by DNS alone, are
-made eight while they train, lose one, a pause and a network, and go on; a parameter server; votes; TLS; a swarm. Fails when anything
-does not hold. Without Docker, and without a way to install it, it says so and checks nothing.
+made eight while they train, lose one, a pause and a network, and go on; a parameter server; votes; TLS; a swarm. Fails
+when anything does not hold. Without Docker, and without a way to install it, it says so and checks nothing.
 """
 
 import contextlib
