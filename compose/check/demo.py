@@ -83,8 +83,9 @@ class Demo:
         return self("logs", "--no-color", "--tail", "25")
 
     def down(self) -> None:
-        """Nothing of it stays."""
-        self("down", "--volumes", "--remove-orphans", "--timeout", "5")
+        """Nothing of it stays, services of other profiles included: a coordinator that is left keeps the volume, and
+        compose only warns of that."""
+        self("--profile", "*", "down", "--volumes", "--remove-orphans", "--timeout", "5")
 
 
 @contextlib.contextmanager
