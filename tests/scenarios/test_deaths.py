@@ -6,11 +6,12 @@ from typing import Any
 import pytest
 import torch
 
+from shoal import virtual_time
 from shoal.data.quadratic import optimum
 from shoal.data.task import Place
 from shoal.learner import Learner
 from shoal.settings import Settings
-from shoal.simulation import Crash, Result, Scenario, World, population, virtual_time
+from shoal.simulation import Crash, Result, Scenario, World, population
 
 ROUNDS = 200
 WORKERS = 5
