@@ -15,7 +15,7 @@ from shoal.data.task import Place
 from shoal.errors import CheckpointError, DataError
 from shoal.learner import Learner, initial_state
 from shoal.settings import Settings
-from shoal.trainer.host import choose_device
+from shoal.trainer.device import choose_device
 from shoal.vector import FlatModel
 
 

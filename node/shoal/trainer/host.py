@@ -4,38 +4,32 @@ import asyncio
 import contextlib
 import dataclasses
 import functools
-import itertools
 import logging
 import math
 import time
 import traceback
-import weakref
 from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 
-from shoal import wire
 from shoal.carrier import View
 from shoal.checkpoint import Checkpoint
 from shoal.data.loading import load_task, local_data, task_document
 from shoal.data.task import Place
-from shoal.errors import BadFrame, Diverged, PeerError, SettingsError, ShoalError
+from shoal.errors import BadFrame, Diverged, ShoalError
 from shoal.fields import parse_shard
 from shoal.history import History
 from shoal.learner import Counts, Learner, initial_state
 from shoal.link import LEAST_SLOT, RECEIVE, TRANSMIT, Channel, Packet, Segment
-from shoal.messages import AVERAGES, Kind, Message, PeerId
+from shoal.messages import Message, PeerId
 from shoal.runtime import Runtime
 from shoal.settings import Settings
-from shoal.sharing import Memory
-from shoal.trainer import gpu
 from shoal.trainer.computing import Computing
+from shoal.trainer.device import choose_device, gpu_memory
 from shoal.trainer.keeper import Keeper
-from shoal.trainer.outbox import DTYPES, Outbox, bytes_of
-from shoal.trainer.windows import Windows, check
-from shoal.words import words_of
+from shoal.trainer.mail import Mail
 
 T = TypeVar("T")
 
@@ -78,40 +72,26 @@ class TrainerHost:
         segment = Segment(memory_fd)
         self.slot_bytes = max(LEAST_SLOT, state.nbytes)
         segment.size(self.slot_bytes, TRANSMIT + RECEIVE)
-        self.outbox = Outbox(channel, segment)
-        self.windows = Windows(memory_fd, self.slot_bytes, wanted=s.share_memory)
-        received = range(TRANSMIT, TRANSMIT + RECEIVE)
-        self._received = {k: torch.frombuffer(segment.slot(k), dtype=torch.uint8) for k in received}
+        self.mail = Mail(channel, segment, self.runtime, s, warn=self.warn, failed=self._failed)
         self._computing = Computing()
-        self._connections: dict[PeerId, int] = {}  # connection numbers
-        self._others: dict[PeerId, int] = {}  # gradients, the most that was heard of
         self._work: asyncio.Task[None] | None = None  # the algorithm, later the forming of the mean
         self._beside: set[asyncio.Task[None]] = set()
         self._counts = Counts.nothing()
         self._sound = True  # the model is worth a checkpoint
-        self._warned_of: set[PeerId] = set()
 
     # --- carrier.Host -------------------------------------------------------------------------------------------
 
     def send(self, peer: PeerId, message: Message) -> None:
-        """To a peer, by way of the daemon; the own count of gradients rides along."""
-        if peer in self._connections:
-            conn = self._connections[peer]
-            heard = self._passed_on() if message.kind in (Kind.OFFER, Kind.ACCEPT) else ()
-            self.outbox.send(peer, conn, dataclasses.replace(message, gradients=self.runtime.gradients, heard=heard))
+        """To a peer, by way of the daemon."""
+        self.mail.send(peer, message)
 
     def room(self, elements: int, dtype: torch.dtype) -> torch.Tensor | None:
         """In shared memory."""
-        return self.outbox.lend(elements, dtype)
+        return self.mail.outbox.lend(elements, dtype)
 
     def is_read(self, memory: torch.Tensor) -> bool:
         """By the daemon, or by another node of this machine."""
-        return self.outbox.is_read(memory)
-
-    def _passed_on(self) -> tuple[tuple[PeerId, int], ...]:
-        """The counts of others that were learnt last. They spread with the averages: heartbeats alone are late by many
-        gradients."""
-        return tuple(itertools.islice(reversed(self._others.items()), wire.HEARD_LIMIT))
+        return self.mail.outbox.is_read(memory)
 
     async def compute(self, work: Callable[[], T], cost: float = 1.0) -> T:
         """In the second thread, one piece of work at a time, so that this loop answers peers meanwhile."""
@@ -133,11 +113,11 @@ class TrainerHost:
 
     def total_gradients(self) -> int:
         """Own gradients and what is known of the others'."""
-        return self.runtime.gradients + sum(self._others.values())
+        return self.runtime.gradients + sum(self.mail.others.values())
 
     def gradients_of(self, member: PeerId) -> int:
         """Of one member, as far as known here."""
-        return self.runtime.gradients if member == self.runtime.me else self._others.get(member, 0)
+        return self.runtime.gradients if member == self.runtime.me else self.mail.others.get(member, 0)
 
     def record(self, event: str, **fields: Any) -> None:
         """One line of history."""
@@ -189,7 +169,7 @@ class TrainerHost:
             samples=runtime.learner.samples,
             histogram=runtime.learner.histogram,
             classes=list(self.task.classes),
-            memory=None if self.windows.own is None else self.windows.own._asdict(),
+            memory=None if (own := self.mail.windows.own) is None else own._asdict(),
             step=self._step,
             gradients=runtime.gradients,
             device=str(runtime.state.device),
@@ -209,22 +189,19 @@ class TrainerHost:
             self.history.close()
 
     def _on_packet(self, packet: Packet) -> None:
-        fields, runtime = packet.fields, self.runtime
+        fields, mail = packet.fields, self.mail
         match packet.kind:
             case "received":
-                self._on_message(fields, packet.body)
+                mail.received(fields["peer"], fields["conn"], packet.body, fields["slot"], finite=fields["finite"])
             case "sent":
-                self.outbox.sent(fields["slot"])
+                mail.outbox.sent(fields["slot"])
             case "up":
-                self._on_up(fields)
+                mail.up(fields["peer"], fields["conn"], fields["memory"], coordinates=fields["coordinates"])
             case "down":
-                self._connections.pop(fields["peer"], None)
-                self.outbox.unread_by(fields["peer"])
-                runtime.down(fields["peer"])
-                self.windows.close(fields["peer"])
+                mail.down(fields["peer"])
             case "totals":
                 for node, gradients in fields["gradients"].items():
-                    self._learn(node, gradients)
+                    mail.learn(node, gradients)
             case "view":
                 members, samples = tuple(fields["members"]), tuple(fields["samples"])
                 cut = tuple((a, b) for a, b in fields["cut"])
@@ -236,91 +213,6 @@ class TrainerHost:
                 self._pause()
             case other:
                 raise BadFrame(f"packet {other!r} from the daemon is unknown")
-
-    def _on_up(self, fields: dict[str, Any]) -> None:
-        peer, memory = fields["peer"], fields["memory"]
-        self._connections[peer] = fields["conn"]
-        why_not = self.windows.open(peer, None if memory is None else Memory(**memory))
-        if not why_not:
-            self.outbox.send(peer, fields["conn"], Message(Kind.MAPPED))
-        elif memory is not None:
-            log.debug("vectors of %s travel: %s", peer, why_not)
-        self.runtime.up(peer, coordinates=fields["coordinates"])
-
-    def _on_message(self, fields: dict[str, Any], header: bytes) -> None:
-        peer, slot = fields["peer"], fields["slot"]
-        done: Callable[[], None] | None = None  # with the memory of the vector
-        try:
-            message, shape = wire.decode(header)
-            if shape is not None:
-                if shape.slot is None:
-                    vector = self._received[slot][: shape.nbytes].view(DTYPES[shape.dtype])
-                    finite, done = fields["finite"], functools.partial(self.channel.send, "free", slot=slot)
-                else:
-                    done = functools.partial(self._taken, peer, fields["conn"], shape.ticket)
-                    vector = self.windows.vector(peer, shape)
-                    finite = self._looked_at(peer, message.kind, shape, vector)
-                if message.kind in AVERAGES and self.runtime.state.device.type == "cpu":
-                    weakref.finalize(vector, done).atexit = False
-                    done = None
-                else:
-                    vector = vector.to(self.runtime.state.device, copy=True)
-                message = dataclasses.replace(message, vector=vector, finite=finite)
-                del vector  # but for the message nobody holds it here
-            if message.kind is Kind.MAPPED and peer in self.windows:
-                self.outbox.read_by(peer, self.windows.presence(peer))
-            elif message.kind is Kind.TAKEN:
-                self.outbox.taken(peer, message.seq)
-            elif message.kind is not Kind.MAPPED and peer in self._connections:
-                for node, gradients in ((peer, message.gradients), *message.heard):
-                    self._learn(node, gradients)
-                refused = self.runtime.settlement.tally.refused
-                self.runtime.received(peer, message)
-                if self.runtime.settlement.tally.refused > refused:
-                    self._warn_of(peer)
-        except PeerError as error:
-            if self.settings.synchronous:
-                self._failed(error)  # its post would not get better by being repeated
-            else:
-                self.channel.send("refused", peer=peer, conn=fields["conn"], reason=str(error))
-        finally:
-            if done is not None:
-                done()
-
-    def _looked_at(self, peer: PeerId, kind: Kind, shape: wire.Shape, vector: torch.Tensor) -> bool:
-        """Whether what lies in a peer's memory is finite. Reading it is what an average costs, so half the way to it is
-        made at the same time. Raises BadVector."""
-        halfway = self.runtime.meet(vector) if kind in AVERAGES else None
-        if halfway is None:
-            return check(peer, shape, vector)
-        data, words, size = bytes_of(halfway.model), 0, vector.element_size()
-
-        def beside(start: int, stop: int) -> None:
-            nonlocal words
-            halfway.make(start, stop)
-            words += words_of(data[size * start : size * stop])
-
-        finite = check(peer, shape, vector, beside)
-        self.outbox.summed(halfway.model, words)
-        return finite
-
-    def _taken(self, peer: PeerId, conn: int, ticket: int) -> None:
-        """A peer's slot is not read any more; of an earlier connection it knows that by itself."""
-        if self._connections.get(peer) == conn:
-            self.outbox.send(peer, conn, Message(Kind.TAKEN, seq=ticket))
-
-    def _warn_of(self, peer: PeerId) -> None:
-        """Once, and not for each of its vectors: they will hardly become better."""
-        if peer not in self._warned_of:
-            self._warned_of.add(peer)
-            far = f", or is further away than {s.max_distance:g}" if (s := self.settings).max_distance else ""
-            text = f"vector from {peer} holds NaN or Inf{far}: this node does not average with it"
-            self.warn(text)
-
-    def _learn(self, node: PeerId, gradients: int) -> None:
-        if node != self.runtime.me and gradients > self._others.get(node, -1):
-            self._others.pop(node, None)  # to the end: the order is that of learning
-            self._others[node] = gradients
 
     def _on_view(self, view: View, purpose: str, model_from: str) -> None:
         if purpose == "train":
@@ -376,7 +268,7 @@ class TrainerHost:
         self._stop_work()
         self.runtime.retire()
         until = self.clock() + LEAVE_WITHIN_S
-        while self.clock() < until and self.runtime.settlement.unsettled(self._connections):
+        while self.clock() < until and self.runtime.settlement.unsettled(self.mail.connections):
             with contextlib.suppress(TimeoutError):
                 packet = await asyncio.wait_for(self.channel.receive(), until - self.clock())
                 if packet is None:
@@ -417,7 +309,7 @@ class TrainerHost:
             await asyncio.sleep(STATUS_EVERY_S)
 
     def _report_now(self) -> None:
-        runtime, counts = self.runtime, self._counts
+        runtime, mail, counts = self.runtime, self.mail, self._counts
         settlement = runtime.settlement
         apart = max(settlement.apart, runtime.mixer.apart, key=lambda one: one.chances)
         self.channel.send(
@@ -428,7 +320,7 @@ class TrainerHost:
             lr=runtime.lr,
             distance=apart.distance,
             norm=apart.norm,
-            gpu=gpu.memory(runtime.state.device),
+            gpu=gpu_memory(runtime.state.device),
             right=counts.right,
             total=counts.total,
             exchanges={**dataclasses.asdict(settlement.tally), "mixed": runtime.mixer.taken},
@@ -438,8 +330,8 @@ class TrainerHost:
             timed_steps=runtime.stopwatch.steps,
             exchange_seconds=runtime.take_durations(),
             waits=runtime.waits(),
-            in_memory=[peer for peer in self.outbox.readers if peer in self.windows],
-            shared_bytes=self.outbox.shared_bytes,
+            in_memory=[peer for peer in mail.outbox.readers if peer in mail.windows],
+            shared_bytes=mail.outbox.shared_bytes,
             saved_at=self.keeper.saved_at,
             checkpoint=self.keeper.saved,
             save_failures=self.keeper.failures,
@@ -453,18 +345,3 @@ def report_failure(channel: Channel, error: BaseException) -> None:
     else:
         text = "".join(traceback.format_exception(error))
         channel.send("failed", message=f"{type(error).__name__}: {error}", exit_code=1, traceback=text)
-
-
-def choose_device(name: str) -> torch.device:
-    """auto, cpu or cuda:N as a device. Raises SettingsError when it is not there."""
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        raise SettingsError(f"unknown device {name!r}; known: auto, cpu, cuda:N") from None
-    if device.type not in ("cpu", "cuda"):
-        raise SettingsError(f"unknown device {name!r}; known: auto, cpu, cuda:N")
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise SettingsError(f"device {name} is not there: torch sees {torch.cuda.device_count()} GPUs on this machine")
-    return device
