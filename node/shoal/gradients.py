@@ -25,17 +25,17 @@ class Gradients:
         self.loss = float("nan")  # a running mean over minibatches
         self.last_loss: float | None = None  # of the last gradient, once there is one in this process
 
-    async def minibatch(self, x: Tensor, *, keep: bool) -> Tensor:
-        """(d,): the next minibatch's at x as it is now; it holds until the next one is asked for.
+    async def minibatch(self, *, keep: bool) -> Tensor:
+        """(d,): the next minibatch's at the state as it is now; it holds until the next one is asked for.
 
         With `keep`, one that was asked for before and not forgotten is given again: the caller was stopped, and does
         its round again with x as it was.
         """
         with self._stopwatch.at("compute"):
             if not keep:
-                return (await self._computed(x)).g
+                return (await self._computed()).g
             if self._kept is None:
-                self._kept = asyncio.ensure_future(self._computed(x))
+                self._kept = asyncio.ensure_future(self._computed())
                 self._kept.add_done_callback(_looked_at)
             return (await asyncio.shield(self._kept)).g
 
@@ -43,12 +43,12 @@ class Gradients:
         """The gradient is applied, or of no use any more: the next one is of another minibatch."""
         self._kept = None
 
-    async def _computed(self, x: Tensor) -> Gradient:
+    async def _computed(self) -> Gradient:
         pulled: Tensor | None = None
-        if x.data_ptr() == self._state.now.data_ptr() and not self._host.computes():
-            self._learner.pull(self._state.now)
+        if self._host.computes():  # the model is in use
+            pulled = self._state.now.clone()
         else:
-            pulled = self._beside_buffers(x)
+            self._learner.pull(self._state.now)
         result = await self._host.compute(lambda: self._learner.gradient(pulled, out=self._g))
         if result.buffers is not None:
             self._state.changing()[self._d :].add_(result.buffers)

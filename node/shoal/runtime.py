@@ -397,9 +397,9 @@ class Runtime:
             self.round += 1
         self.host.counted()
 
-    def gradient(self, x: Tensor) -> Awaitable[Tensor]:
+    def gradient(self) -> Awaitable[Tensor]:
         """(d,): the next minibatch's gradient at x as it is now; it holds until the next one is asked for."""
-        return self.computed.minibatch(x, keep=self.settings.fixed_view)
+        return self.computed.minibatch(keep=self.settings.fixed_view)
 
     def full_gradient(self, x: Tensor) -> Awaitable[Tensor]:
         """(d,): the mean over all own samples. Its loss is the worker's from here on."""

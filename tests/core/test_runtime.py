@@ -123,6 +123,18 @@ async def test_who_is_not_in_the_mean_is_not_waited_for(b: Worker) -> None:
     mean.cancel()
 
 
+async def test_a_gradient_that_begins_while_the_model_is_out_leaves_it_where_it_lies(b: Worker) -> None:
+    async def at_once(work: Callable[[], T], cost: float = 1.0) -> T:
+        return work()
+
+    b.host.compute = at_once  # type: ignore[method-assign]
+    b.hears("a", Kind.OFFER)
+    place = b.runtime.state.data_ptr()
+    await b.runtime.gradient()
+    assert b.runtime.state.data_ptr() == place
+    assert b.runtime.x.data_ptr() != place, "it is out, so whoever changes it has it elsewhere"
+
+
 # --- the pairwise correction ----------------------------------------------------------------------------------------
 
 

@@ -19,7 +19,7 @@ async def a_psgd(me: Worker) -> None:
     x = await me.ask(None)
     me.x.copy_(x)
     while me.more():
-        g = await me.gradient(me.x)
+        g = await me.gradient()
         u = direction(me, g)
         x = await me.ask(u)
         me.x.copy_(x)

@@ -33,7 +33,7 @@ async def ad_psgd(me: Worker) -> None:
     while me.more():
         if averaging is None and steps >= me.exchange_every and me.neighbours:
             averaging, steps = me.begin(average_once(me)), 0
-        g = await me.gradient(me.x)
+        g = await me.gradient()
         steps += 1
         if averaging is not None and steps > me.overlap:
             await averaging

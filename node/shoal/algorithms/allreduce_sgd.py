@@ -19,7 +19,7 @@ async def allreduce_sgd(me: Worker) -> None:
         await me.agree(t, *kept)
         mean = me.missed("mean", t)
         if mean is None:
-            g = await me.gradient(me.x)
+            g = await me.gradient()
             mean = await me.mean(t, g)
         u = direction(me, mean)
         me.x.sub_(u, alpha=me.lr)

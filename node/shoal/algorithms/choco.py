@@ -24,7 +24,7 @@ async def choco(me: Worker) -> None:
     if not me.kept_corrections:
         known.zero_()
     for t in me.rounds():
-        g = await me.gradient(me.x)
+        g = await me.gradient()
         u = direction(me, g)
         y = me.x.sub(u, alpha=me.lr)
         if known[0]:

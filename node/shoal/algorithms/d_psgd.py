@@ -23,7 +23,7 @@ async def d_psgd(me: Worker) -> None:
         return
     for t in me.rounds():
         mixing = me.mix(t, me.x) if t % me.exchange_every == 0 else None
-        g = await me.gradient(me.x)
+        g = await me.gradient()
         if mixing is not None:
             mixed = await mixing
             me.x.copy_(mixed)

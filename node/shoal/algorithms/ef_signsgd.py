@@ -23,7 +23,7 @@ async def ef_signsgd(me: Worker) -> None:
         await me.agree(t)
         step = me.missed("ef-mean", t)
         if step is None:
-            g = await me.gradient(me.x)
+            g = await me.gradient()
             u = direction(me, g)
             p = e.add(u, alpha=me.lr)
             step, sent = await me.compressed_mean(t, p)

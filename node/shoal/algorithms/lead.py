@@ -30,7 +30,7 @@ async def lead(me: Worker) -> None:
     for t in me.rounds():
         lr = me.lr
         largest = max(largest, lr)
-        g = await me.gradient(me.x)
+        g = await me.gradient()
         u = direction(me, g)
         y = me.x.sub(u.sub(h), alpha=lr)
         if known[0]:

@@ -23,7 +23,7 @@ async def signum(me: Worker) -> None:
         await me.agree(t)
         v = me.missed("vote", t)
         if v is None:
-            g = await me.gradient(me.x)
+            g = await me.gradient()
             ahead = m.mul(me.momentum).add_(g, alpha=1 - me.momentum)
             v = await me.vote(t, ahead)
             m.copy_(ahead)  # not before: whoever stops in the vote takes this gradient again

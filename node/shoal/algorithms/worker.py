@@ -85,7 +85,7 @@ class Worker(Protocol):
     def count(self) -> None:
         """One gradient has been applied to x. Call it in the same breath, with no await between."""
 
-    def gradient(self, x: Tensor) -> Awaitable[Tensor]:
+    def gradient(self) -> Awaitable[Tensor]:
         """(d,): the next minibatch's gradient at x as it is at the call, weight decay included. It holds until the next
         one is asked for."""
 
