@@ -1,7 +1,8 @@
-"""What an average adds to a model: half of the difference to another, which need not be made first. Pure."""
+"""What an average adds to a model: half of the difference to another, which need not be made first, or less. Pure."""
 
 import abc
 import dataclasses
+from typing import Self
 
 import torch
 from torch import Tensor
@@ -18,8 +19,13 @@ class Delta(abc.ABC):
         """Adds its first coordinates to x, as many as x has."""
 
     @abc.abstractmethod
-    def length(self) -> float:
-        """Euclid's; with no room for a difference as large as the model."""
+    def length(self, dtype: torch.dtype | None = None) -> float:
+        """Euclid's; with no room for a difference as large as the model. `dtype`: that in which squares are summed,
+        None for the vector's own, which is faster."""
+
+    @abc.abstractmethod
+    def shortened(self, by: float) -> Self:
+        """The same times `by`, 0 to 1."""
 
     @abc.abstractmethod
     def tensor(self) -> Tensor:
@@ -37,9 +43,13 @@ class Made(Delta):
         """In one pass."""
         x.add_(self.vector[: x.numel()], alpha=self.part)
 
-    def length(self) -> float:
+    def length(self, dtype: torch.dtype | None = None) -> float:
         """Of all that there is."""
-        return abs(self.part) * float(torch.linalg.vector_norm(self.vector))
+        return abs(self.part) * float(torch.linalg.vector_norm(self.vector, dtype=dtype))
+
+    def shortened(self, by: float) -> "Made":
+        """Less of the vector."""
+        return dataclasses.replace(self, part=self.part * by)
 
     def tensor(self) -> Tensor:
         """A copy."""
@@ -48,10 +58,16 @@ class Made(Delta):
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Between(Delta):
-    """Half the way from one model to another, both (n,)."""
+    """`part` of the way from one model to another, both (n,): half of it, unless it was shortened."""
 
     mine: Tensor
     theirs: Tensor
+    part: float = 0.5
+
+    @property
+    def is_half(self) -> bool:
+        """Whether it was not shortened."""
+        return self.part == 0.5
 
     def add_to(self, x: Tensor) -> None:
         """Piece by piece, with no room for a difference as large as the model."""
@@ -59,22 +75,27 @@ class Between(Delta):
         for start in range(0, x.numel(), PIECE):
             piece = x[start : start + PIECE]
             place = slice(start, start + piece.numel())
-            part = torch.sub(self.theirs[place], self.mine[place], out=gap[: piece.numel()])
-            piece.add_(part, alpha=0.5)
+            difference = torch.sub(self.theirs[place], self.mine[place], out=gap[: piece.numel()])
+            piece.add_(difference, alpha=self.part)
 
-    def length(self) -> float:
+    def length(self, dtype: torch.dtype | None = None) -> float:
         """Piece by piece."""
-        return 0.5 * distance(self.theirs, self.mine)
+        return self.part * distance(self.theirs, self.mine, dtype)
+
+    def shortened(self, by: float) -> "Between":
+        """Less of the way."""
+        return dataclasses.replace(self, part=self.part * by)
 
     def tensor(self) -> Tensor:
-        """The difference, halved."""
-        return self.theirs.sub(self.mine).mul_(0.5)
+        """That part of the difference."""
+        return self.theirs.sub(self.mine).mul_(self.part)
 
 
-def distance(a: Tensor, b: Tensor) -> float:
-    """Euclid's, of two vectors, each (n,): piece by piece, with no room for their difference."""
+def distance(a: Tensor, b: Tensor, dtype: torch.dtype | None = None) -> float:
+    """Euclid's, of two vectors, each (n,): piece by piece, with no room for their difference; within a piece summed in
+    `dtype`, None for that of `a`."""
     squares = a.new_zeros((), dtype=torch.float64)
     for start in range(0, a.numel(), PIECE):
         place = slice(start, start + PIECE)
-        squares += torch.linalg.vector_norm(a[place] - b[place]).double() ** 2
+        squares += torch.linalg.vector_norm(a[place] - b[place], dtype=dtype).double() ** 2
     return float(squares.sqrt())

@@ -19,28 +19,33 @@ from torch import Tensor
 from shoal import rounding
 from shoal.delta import Delta
 from shoal.messages import PeerId
-from shoal.pair_codec import Duplex, Full, Lattice, Packed, PairCodecs
+from shoal.pair_codec import Duplex, Full, Lattice, Packed, PairCodec, PairCodecs
 
 Room = Callable[[int, torch.dtype], Tensor | None]
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class BetweenRounded(Delta):
-    """Half the way from one model to another as both were sent, not made before it is added."""
+    """`part` of the way from one model to another as both were sent, not made before it is added."""
 
     mine: rounding.Halved
     theirs: rounding.Halved
+    part: float = 0.5
 
     def add_to(self, x: Tensor) -> None:
         """Piece by piece."""
         for piece, difference in self._differences(x.numel(), x.device):
-            x[piece].add_(difference, alpha=0.5)
+            x[piece].add_(difference, alpha=self.part)
 
-    def length(self) -> float:
+    def length(self, dtype: torch.dtype | None = None) -> float:
         """Piece by piece."""
         parts = self._differences(self.theirs.elements, self.theirs.device)
-        squares = (float(torch.linalg.vector_norm(part)) ** 2 for _, part in parts)
-        return 0.5 * math.sqrt(sum(squares))
+        squares = (float(torch.linalg.vector_norm(part, dtype=dtype)) ** 2 for _, part in parts)
+        return self.part * math.sqrt(sum(squares))
+
+    def shortened(self, by: float) -> "BetweenRounded":
+        """Less of the way."""
+        return dataclasses.replace(self, part=self.part * by)
 
     def _differences(self, elements: int, device: torch.device) -> Iterator[tuple[slice, Tensor]]:
         """Theirs less mine of the first so many coordinates, each piece in the room of the last one."""
@@ -100,17 +105,24 @@ class Levels(Lattice):
 
 
 def pair_codecs(
-    wish: str, elements: int, draw: torch.Generator, room: Room = lambda elements, dtype: None
+    wish: str,
+    elements: int,
+    draw: torch.Generator,
+    room: Room = lambda elements, dtype: None,
+    *,
+    lattices: bool = True,
 ) -> PairCodecs:
-    """All of them; each is one for all neighbours of a node. `room` is `carrier.Host.room`."""
-    return PairCodecs(
-        wish,
-        {
-            "f32": Full(),
-            "f16": Half("f16", elements, room),
-            "bf16": Half("bf16", elements, room),
+    """All of them, or those without a lattice; each is one for all neighbours of a node. `room` is
+    `carrier.Host.room`."""
+    known: dict[str, PairCodec] = {
+        "f32": Full(),
+        "f16": Half("f16", elements, room),
+        "bf16": Half("bf16", elements, room),
+    }
+    if lattices:
+        known |= {
             "q8": Levels("q8", elements, draw),
             "q4": Levels("q4", elements, draw),
             "sign": Packed(elements, draw),
-        },
-    )
+        }
+    return PairCodecs(wish, known)

@@ -45,10 +45,14 @@ class Settlement:
         ended: Callable[[Role, PeerId, int, Outcome, str], None],
         codecs: PairCodecs | None = None,
         max_distance: float = math.inf,
+        clip_distance: float = math.inf,
     ) -> None:
-        """Models that are further apart than `max_distance` (Euclid's) are not averaged."""
+        """Models that are further apart than `max_distance` (Euclid's) are not averaged. An average moves a model by
+        half of `clip_distance` at most, which must be the same at both ends."""
         known = codecs or PairCodecs()
-        self._desk = Desk(me, incarnation, snapshot, state or snapshot, add, send, ended, known, max_distance)
+        self._desk = Desk(
+            me, incarnation, snapshot, state or snapshot, add, send, ended, known, max_distance, clip_distance
+        )
         self.tally, self.apart = self._desk.tally, self._desk.apart
         self._serving = Serving(self._desk)
         self._offering = Offering(self._desk, freed=self._serving.serve_held)

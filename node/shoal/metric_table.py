@@ -101,6 +101,8 @@ TABLE = (
         "The sum of the models is off by more."),
     Row("shoal_vectors_refused_total", "counter", "vectors", "Vectors of peers that were not finite.",
         "A peer that diverges."),
+    Row("shoal_differences_clipped_total", "counter", "vectors", "Differences to peers' models that were shortened.",
+        "Models further apart, or a hostile peer."),
     Row("shoal_refused_total", "counter", "messages", "Hellos and messages of peers that were refused, by error.",
         "A peer that does not fit or is broken.", {"reason": REFUSED}),
     Row("shoal_sent_bytes_total", "counter", "bytes", "Bytes of frames sent to peers.", "More traffic."),
@@ -190,6 +192,7 @@ TALLY = {
     "gone": ("shoal_exchanges_total", {"role": "active", "outcome": "gone"}),
     "withdrawn": ("shoal_exchanges_total", {"role": "active", "outcome": "withdrawn"}),
     "refused": ("shoal_vectors_refused_total", {}),
+    "clipped": ("shoal_differences_clipped_total", {}),
     "resolved": ("shoal_doubts_resolved_total", {}),
     "lost": ("shoal_unsettled_lost_total", {}),
 }

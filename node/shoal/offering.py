@@ -84,17 +84,18 @@ class Offering:
             if own.mine is None:
                 self._give_up(own, "your vector came before your word that it would")
             else:
-                own.delta = codec.delta(own.mine, message.vector, peer)
+                delta = codec.delta(own.mine, message.vector, peer)
                 own.mine = None
-                self._is_near(own, own.delta)
+                self._is_near(own, delta)
         elif self._goes_out(own):
-            values, own.delta = codec.second(message.vector, self._desk.snapshot(), peer)
-            if self._is_near(own, own.delta):
+            values, delta = codec.second(message.vector, self._desk.snapshot(), peer)
+            if self._is_near(own, delta):
                 self._desk.say(peer, Kind.VALUES, message.seq, vector=values)
 
     def _is_near(self, own: Own, delta: Delta) -> bool:
-        """Whether the two models may be averaged; if not, the exchange is over."""
-        if far := self._desk.too_far(delta):
+        """Whether the two models may be averaged, and then that is its delta; if not, the exchange is over."""
+        own.delta, far = self._desk.bounded(delta)
+        if far:
             self._desk.tally.refused += 1
             self._give_up(own, far)
         return not far

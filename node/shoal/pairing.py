@@ -40,6 +40,7 @@ class Pairing:
         record: Callable[..., None],
         codecs: PairCodecs | None = None,
         max_distance: float = math.inf,
+        clip_distance: float = math.inf,
         least_s: float = 0.0,
     ) -> None:
         """`least_s`: what a vector takes at the rate to which this node is held, where there is one."""
@@ -54,6 +55,7 @@ class Pairing:
             ended=self._ended,
             codecs=codecs,
             max_distance=max_distance,
+            clip_distance=clip_distance,
         )
         self.seconds = 0.0  # that own averages took
         self._first_patience_s = FIRST_PATIENCE_S + USUAL_TIMES * least_s

@@ -76,10 +76,11 @@ class Runtime:
             clock=host.clock,
             rng=self.rng,
             record=host.record,
-            codecs=pair_codecs(settings.codec, state.numel(), draw, host.room)
+            codecs=pair_codecs(settings.codec, state.numel(), draw, host.room, lattices=not settings.clip_distance)
             if state.dtype == torch.float32
             else None,
             max_distance=settings.max_distance or math.inf,
+            clip_distance=settings.clip_distance or math.inf,
             least_s=state.nbytes / rate if (rate := settings.max_bytes_a_second) else 0.0,
         )
         self.collective = Collective(me, send=host.send, clock=host.clock)

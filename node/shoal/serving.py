@@ -118,8 +118,8 @@ class Serving:
         else:
             codec = self._desk.codecs[served.codec]
             come = codec.delta if isinstance(codec, Duplex) else codec.last
-            delta = come(served.mine, message.vector, peer)
-            if far := self._desk.too_far(delta):
+            delta, far = self._desk.bounded(come(served.mine, message.vector, peer))
+            if far:
                 self._desk.tally.refused += 1
                 self._desk.say(peer, Kind.REFUSE, message.seq, reason=far)
                 self._release(Outcome.REFUSED, f"{peer} was told: {far}")

@@ -232,6 +232,14 @@ class Settings:
         choices=CODECS,
     )
 
+    clip_distance: float = setting(
+        0.0,
+        "ad-psgd: a model further away than this, by Euclid's distance, pulls no harder than one just so far away; 0: "
+        "off. Less holds a hostile member back more, and keeps honest ones apart longer.",
+        "run",
+        low=0.0,
+    )
+
     # --- this node ----------------------------------------------------------------------------------------
     task: str = setting(
         "digits",
@@ -427,6 +435,7 @@ class Settings:
             raise SettingsError(
                 f"max_distance = {self.max_distance:g} is for averages of pairs; {self.algorithm} has none"
             )
+        self._check_clip_distance()
         if self.lazy == "always" and not traits.mixes:
             raise SettingsError(f"lazy = always is for mixing matrices; {self.algorithm} has none")
         if self.mixing != "metropolis" and not traits.mixes:
@@ -487,6 +496,16 @@ class Settings:
         if self.exchange_every > 1 and self.packed:
             why = "the differences of every round are what its packing lives on"
             raise SettingsError(f"exchange_every = {self.exchange_every} does not go with codec {self.codec}: {why}")
+
+    def _check_clip_distance(self) -> None:
+        if self.clip_distance and not self.traits.pairs:
+            why = f"{self.algorithm} has none"
+            raise SettingsError(f"clip_distance = {self.clip_distance:g} is for averages of pairs; {why}")
+        if self.clip_distance and self.codec in DIFFERENCES:
+            why = "one model far off would coarsen the lattice by which all others are read"
+            raise SettingsError(
+                f"clip_distance = {self.clip_distance:g} does not go with codec {self.codec}: {why}; f32, f16, bf16 do"
+            )
 
     @property
     def fixed_view(self) -> bool:

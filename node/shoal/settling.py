@@ -8,6 +8,7 @@ import enum
 import math
 from collections.abc import Callable
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -19,6 +20,9 @@ from shoal.pair_codec import Duplex, PairCodecs
 
 CODECS_LIMIT = 256
 """Neighbours whose codec is told."""
+CLIPPED_AT_MOST = 1e20
+"""Euclid's distance from which models are refused where nearer ones are clipped: a difference that is not finite has no
+length, and a factor that is no normal number of float32 is not exact."""
 
 
 class Outcome(enum.Enum):
@@ -84,6 +88,7 @@ class Tally:
     gone: int = 0  # own exchanges ended by a broken connection, or refused
     withdrawn: int = 0  # own exchanges given up because no answer came
     refused: int = 0  # vectors of peers that were not finite, or too far away
+    clipped: int = 0  # differences to models of peers that were shortened
     resolved: int = 0  # doubts settled by asking
     lost: int = 0  # exchanges of which only one half may have happened
     codecs: dict[PeerId, str] = dataclasses.field(default_factory=dict)  # of the last exchange with each, the last last
@@ -109,6 +114,7 @@ class Desk:
     ended: Callable[[Role, PeerId, int, Outcome, str], None]
     codecs: PairCodecs = dataclasses.field(default_factory=PairCodecs)
     max_distance: float = math.inf
+    clip_distance: float = math.inf
     own: Own | None = None
     served: Served | None = None
     held: list[Offer] = dataclasses.field(default_factory=list)
@@ -120,15 +126,28 @@ class Desk:
         """What goes out of this node's model, which may change from now on."""
         return codec.own(self.snapshot() if codec.as_it_is else self.state())
 
-    def too_far(self, delta: Delta) -> str:
-        """Why the models that give that delta are not averaged: their distance (Euclid's), twice its length."""
+    def bounded(self, delta: Delta) -> tuple[Delta, str]:
+        """(what is added of it, why these models are not averaged at all), by their distance, twice the delta's length.
+
+        Self-centred clipping: min(1, tau / |r - s|) (r - s) / 2, so that no average moves a model by more than tau / 2,
+        tau being `clip_distance`. That is x_i += sum_j W_ij clip(x_j - x_i, tau) of He, Karimireddy and Jaggi
+        (Byzantine-robust decentralized learning via ClippedGossip, 2202.01545: from memory, unverified) for one pair
+        and W_ij = 1/2. Both ends reckon with the same two vectors, and r - s is as long as s - r, so their deltas
+        cancel as they do without it. Squares are summed in float64 and the factor is rounded to float32: machines that
+        sum in another order have the same one, too, but for about one average in a million, where it is off by 2^-24.
+        """
         self.apart.look(lambda: 2 * delta.length(), lambda: float(torch.linalg.vector_norm(self.state())))
-        if self.max_distance == math.inf:
-            return ""
-        away = 2 * delta.length()
-        return (
-            "" if away <= self.max_distance else f"our models are {away:.3g} apart, at most {self.max_distance:g} here"
-        )
+        if self.max_distance == self.clip_distance == math.inf:
+            return delta, ""
+        clips = self.clip_distance < math.inf
+        most = min(self.max_distance, CLIPPED_AT_MOST) if clips else self.max_distance
+        away = 2 * delta.length(torch.float64 if clips else None)
+        if not away <= most:
+            return delta, f"our models are {away:.3g} apart, at most {most:g} here"
+        if away <= self.clip_distance:
+            return delta, ""
+        self.tally.clipped += 1
+        return delta.shortened(float(np.float32(self.clip_distance / away))), ""
 
     def say(
         self, peer: PeerId, kind: Kind, seq: int, *, reason: str = "", vector: Tensor | None = None, codec: str = ""

@@ -79,8 +79,8 @@ class State:
         return self._halfway
 
     def add(self, delta: Delta) -> None:
-        """At once. What was sent for it is of no use afterwards."""
-        if isinstance(delta, Between) and delta.mine.data_ptr() == self._now.data_ptr():
+        """At once. What was sent for it is of no use afterwards, nor is half the way, where the delta goes less far."""
+        if isinstance(delta, Between) and delta.is_half and delta.mine.data_ptr() == self._now.data_ptr():
             self._go_halfway(delta.mine, delta.theirs)
         else:
             delta.add_to(self.changing())

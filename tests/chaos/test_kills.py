@@ -1,4 +1,5 @@
-"""A coordinator killed in the midst of rounds, again and again; what a death costs those who live on."""
+"""A coordinator killed in the midst of rounds, again and again; what a death costs those who live on, and how soon a
+node that was killed or stopped takes part again."""
 
 import os
 import random
@@ -6,16 +7,19 @@ import secrets
 import signal
 import statistics
 import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from nodes_kit import Shoal, assert_one_model, own, shoal_in
+from nodes_kit import Shoal, assert_one_model, children, own, shoal_in, states
 
 from shoal import virtual_time
 from shoal.checkpoint import read
 from shoal.demo.fleet import NodeProcess
-from shoal.settings import Settings
+from shoal.settings import ALGORITHMS, Settings
 from shoal.simulation import Scenario, World, population
 from shoal_coordinator import beside
 
@@ -96,3 +100,127 @@ def test_a_death_costs_the_others_of_ad_psgd_no_speed(tmp_path: Path) -> None:
             kept.append(speed(shoal, others, 10) / before)
     print("steps a second after a death / before: " + ", ".join(f"{each:.3f}" for each in kept))
     assert statistics.median(kept) > 0.95
+
+
+# --- how long rounds stand still ------------------------------------------------------------------------------------
+
+SUSPECT_AFTER_S = 2.0
+NEXT_STEP_S, AGAIN_S = 5.0, 10.0
+"""In which the others must go on after a death, and in which one that comes back must; torch takes a few to load."""
+SIX: dict[str, Any] = {
+    "task": "digits",
+    "rounds": 4000,
+    "eval_every": 0,
+    "checkpoint_every": 10,
+    "suspect_after_s": SUSPECT_AFTER_S,
+    "emulate_compute_s": 0.3,  # of six nodes: two cores are idle for more than half of the time
+}
+
+
+class Machine:
+    """What part of the time its cores were busy, with whatever, since this was made."""
+
+    def __init__(self) -> None:
+        self._before = self._spent()
+
+    def share(self) -> float:
+        """0 to 1."""
+        busy, idle = (now - before for now, before in zip(self._spent(), self._before, strict=True))
+        return busy / (busy + idle)
+
+    def _spent(self) -> tuple[int, int]:
+        """(busy, idle), in ticks of all cores together: the first line of /proc/stat, whose 4th and 5th are idle."""
+        ticks = [int(each) for each in Path("/proc/stat").read_text().splitlines()[0].split()[1:9]]
+        idle = ticks[3] + ticks[4]
+        return sum(ticks) - idle, idle
+
+
+def took(shoal: Shoal, since: float, what: str, *conditions: Callable[[], bool]) -> float:
+    """Seconds since then until each has held once, looked at ten times a second: to be asked costs a node time, too."""
+    pending = list(conditions)
+
+    def now_and_then() -> bool:
+        time.sleep(0.1)
+        pending[:] = [condition for condition in pending if not condition()]
+        return not pending
+
+    shoal.until(now_and_then, what)
+    return time.monotonic() - since
+
+
+def steps_once(node: NodeProcess, moment: Callable[[], bool]) -> Callable[[], bool]:
+    """A condition: it has made a step since that moment."""
+    seen: list[int] = []
+
+    def made() -> bool:
+        if (seen or moment()) and (now := own(node).get("gradients")) is not None:
+            seen.append(now)
+        return bool(seen) and seen[-1] > seen[0]
+
+    return made
+
+
+def takes_part(name: str, node: NodeProcess) -> bool | None:
+    """Whether the member of that name does, as `node` says: it is in its view, or for pairs not gone. None while `node`
+    does not answer."""
+    status = node.status()
+    if status is None or status["view"] is None:
+        return None
+    it = next(member for member in status["members"] if member["name"] == name)
+    if ALGORITHMS[status["node"]["algorithm"]].rounds:
+        return it["id"] in status["view"]["members"]
+    return bool(it["state"] != "gone")
+
+
+def sees(name: str, node: NodeProcess) -> bool:
+    """Whether `node` says that it takes part."""
+    return takes_part(name, node) is True
+
+
+def is_left_out(name: str, node: NodeProcess) -> bool:
+    """Whether `node` says that it is gone, and goes on without it."""
+    return states(node).get(name) == "gone" and takes_part(name, node) is False
+
+
+def stop(node: NodeProcess, how: signal.Signals) -> None:
+    """SIGSTOP or SIGCONT to both of its processes."""
+    for pid in (node.process.pid, *children(node.process.pid)):
+        os.kill(pid, how)
+
+
+@pytest.mark.parametrize("algorithm", ["d2", "allreduce-sgd", "ad-psgd"])
+def test_a_death_holds_up_the_others_for_seconds_and_who_comes_back_steps_within_seconds(
+    algorithm: str, tmp_path: Path
+) -> None:
+    """One of six is killed and started again; then another is stopped and goes on."""
+    with shoal_in(tmp_path, algorithm=algorithm, **SIX) as shoal:
+        nodes = shoal.start_all(6)
+        shoal.until_step(20, *nodes)
+        machine = Machine()
+        first, dead, *_, stopped = nodes
+        others = [node for node in nodes if node is not dead]
+
+        kill(dead)
+        without = [steps_once(node, partial(is_left_out, dead.name, node)) for node in others]
+        death_s = took(shoal, time.monotonic(), "all others step without it", *without)
+
+        saved, since = read(dead.folder / "checkpoint.safetensors").gradients, time.monotonic()
+        back = shoal.start(dead.name, shard="1/6", min_nodes=6, resume=True)
+        return_s = took(shoal, since, "it steps again", lambda: own(back).get("gradients", 0) > saved)
+        took(shoal, since, "all see it", *(partial(sees, back.name, node) for node in others))
+
+        stop(stopped, signal.SIGSTOP)
+        awake = [first, back, *others[1:-1]]
+        since, gone = time.monotonic(), [partial(is_left_out, stopped.name, node) for node in awake]
+        gone_s = took(shoal, since, "it counts as gone", *gone)
+        stop(stopped, signal.SIGCONT)
+        steps_again = steps_once(stopped, partial(sees, stopped.name, first))
+        again_s = took(shoal, time.monotonic(), "it steps again", steps_again)
+        share = machine.share()
+    print(
+        f"{algorithm}: after a death all others have stepped in {death_s:.1f} s, the dead one {return_s:.1f} s after "
+        f"its new start; a stopped one was gone in {gone_s:.1f} s, and stepped {again_s:.1f} s after it was let go; "
+        f"cores busy for {share:.0%} of the time, with whatever runs here"
+    )
+    assert death_s < NEXT_STEP_S
+    assert max(return_s, again_s) < AGAIN_S

@@ -112,6 +112,7 @@ def test_most_metrics_are_on_a_dashboard() -> None:
         "shoal_averages_per_gradient",
         "shoal_doubts_resolved_total",
         "shoal_vectors_refused_total",
+        "shoal_differences_clipped_total",
         "shoal_shared_bytes_total",
     }
 

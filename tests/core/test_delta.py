@@ -42,6 +42,19 @@ def test_the_two_ends_cancel_to_the_last_bit(n: int, seed: int) -> None:
     assert torch.equal(Made(r - s, 0.5).tensor(), -Made(s - r, 0.5).tensor())
 
 
+@pytest.mark.parametrize("n", [1, PIECE + 1])
+@pytest.mark.parametrize("by", [0.0, 0.3, 1.0])
+def test_what_is_shortened_is_so_much_of_it(n: int, by: float) -> None:
+    mine, theirs = random(n, 1), random(n, 2)
+    for delta in (Between(mine, theirs), Made(theirs - mine, 0.5)):
+        part, moved = delta.shortened(by), torch.zeros(n)
+        part.add_to(moved)
+        torch.testing.assert_close(part.tensor(), by * delta.tensor())
+        torch.testing.assert_close(moved, by * delta.tensor())
+        assert part.length() == pytest.approx(by * delta.length())
+    assert Between(mine, theirs).shortened(by).is_half is (by == 1)
+
+
 @pytest.mark.parametrize("delta", [Between(torch.zeros(5), torch.ones(5)), Made(torch.ones(5), 0.5)])
 def test_a_shorter_vector_gets_the_first_of_it(delta: Delta) -> None:
     """What a correction remembers has no buffers."""

@@ -1,56 +1,21 @@
 """Models that are further apart than a node allows are refused by it, at either end, and the sum stays as it was."""
 
-from collections import deque
-from typing import Any
-
 import pytest
 import torch
 from codecs_kit import CODECS
+from pair_kit import Pair
 
 from shoal.errors import SettingsError
-from shoal.exchange import Settlement
-from shoal.messages import Kind, Message
-from shoal.pair_codec import PairCodecs
+from shoal.messages import Kind
 from shoal.settings import Settings
 from shoal.settling import Outcome
 from shoal.simulation import Scenario, population, simulate
 
 
-class Pair:
-    """a at 0 offers an average to b, whose model is at Euclid's distance 5."""
-
-    def __init__(self, codec: str, **most: float) -> None:
-        self.x = {"a": torch.zeros(4), "b": torch.tensor([3.0, 0.0, 4.0, 0.0])}
-        self.way: deque[tuple[str, str, Message]] = deque()
-        self.said: list[tuple[str, Kind, str]] = []
-        self.ended: list[tuple[str, Outcome]] = []
-        self.settled = {name: self._one(name, codec, most) for name in "ab"}
-        for name, other in (("a", "b"), ("b", "a")):
-            self.settled[name].up(other)
-        self.settled["a"].offer("b")
-        while self.way:
-            source, target, message = self.way.popleft()
-            self.said.append((source, message.kind, message.reason))
-            self.settled[target].received(source, message)
-
-    def _one(self, name: str, codec: str, most: dict[str, float]) -> Settlement:
-        bound: dict[str, Any] = {"max_distance": most[name]} if name in most else {}
-        return Settlement(
-            name,
-            1,
-            snapshot=lambda: self.x[name].clone(),
-            add=lambda delta: delta.add_to(self.x[name]),
-            send=lambda peer, message: self.way.append((name, peer, message)),
-            ended=lambda role, peer, seq, outcome, reason: self.ended.append((name, outcome)),
-            codecs=PairCodecs(codec, CODECS),
-            **bound,
-        )
-
-
 @pytest.mark.parametrize("codec", CODECS)
 @pytest.mark.parametrize("who", "ab")
 def test_models_too_far_apart_are_not_averaged_whoever_minds(codec: str, who: str) -> None:
-    pair = Pair(codec, **{who: 4.9})
+    pair = Pair(codec, **{who: {"max_distance": 4.9}})
     assert pair.x["a"].tolist() == [0, 0, 0, 0]
     assert pair.x["b"].tolist() == [3, 0, 4, 0]
     assert [pair.settled[name].tally.refused for name in "ab"] == [int(name == who) for name in "ab"]
@@ -62,7 +27,7 @@ def test_models_too_far_apart_are_not_averaged_whoever_minds(codec: str, who: st
 
 @pytest.mark.parametrize("codec", CODECS)
 def test_at_the_bound_they_are(codec: str) -> None:
-    pair = Pair(codec, a=5.0, b=5.0)
+    pair = Pair(codec, a={"max_distance": 5.0}, b={"max_distance": 5.0})
     assert pair.x["a"].tolist() == pair.x["b"].tolist() == [1.5, 0, 2, 0]
     assert ("a", Outcome.DONE) in pair.ended
 

@@ -215,6 +215,15 @@ def test_half_the_way_to_another_is_of_no_use() -> None:
     assert state.now.tolist() == [5, 5.5, 6, 6.5, 7, 7.5]
 
 
+def test_half_the_way_is_of_no_use_to_a_delta_that_goes_less_far() -> None:
+    state, theirs = made(Memory(3)), torch.full((N,), 10.0)
+    sent = state.snapshot()
+    meeting(state, theirs)
+    state.add(Between(sent, theirs).shortened(0.5))
+    assert state.now.tolist() == [2.5, 3.25, 4, 4.75, 5.5, 6.25]
+    assert sent.tolist() == [0, 1, 2, 3, 4, 5]
+
+
 def test_an_average_that_came_to_nothing_leaves_nothing() -> None:
     memory = Memory(3)
     state = made(memory)

@@ -77,9 +77,10 @@ class Drifting:
 
 @contextlib.asynccontextmanager
 async def drifting(
-    folder: Path, shears: Shears, *, rounds: int, seed: int, share_memory: bool = False
+    folder: Path, shears: Shears, *, rounds: int, seed: int, share_memory: bool = False, clip_distance: float = 0.0
 ) -> AsyncIterator[Drifting]:
-    settings = Settings(algorithm="ad-psgd", topology="complete", lr=LR, batch=1, rounds=rounds, seed=seed)
+    chosen: dict[str, Any] = {"rounds": rounds, "seed": seed, "clip_distance": clip_distance}
+    settings = Settings(algorithm="ad-psgd", topology="complete", lr=LR, batch=1, **chosen)
     run = {key: value for key, value in settings.run_document().items() if value is not None}
     own = {"task": f"{drift_task.__file__}:Drift", "emulate_compute_s": 0.015, "checkpoint_every": 0, "eval_every": 0}
     async with contextlib.AsyncExitStack() as stack:
@@ -97,12 +98,17 @@ def cutting(seed: int) -> Shears:
     return Shears(seed, chance=0.02, elsewhere=0.001, surely=dict.fromkeys(DECIDING, 1))
 
 
-@pytest.mark.parametrize("memory", [False, True], ids=["on the wire", "in memory"])
+@pytest.mark.parametrize(
+    ("memory", "clip_distance"),
+    [(False, 0.0), (True, 0.0), (True, 0.5)],
+    ids=["on the wire", "in memory", "in memory, clipped"],
+)
 async def test_the_sum_is_kept_over_500_averages_with_cuts_in_every_message_that_decides(
-    memory: bool, tmp_path: Path
+    memory: bool, clip_distance: float, tmp_path: Path
 ) -> None:
     shears = cutting(1)
-    async with drifting(tmp_path, shears, rounds=360, seed=1, share_memory=memory) as it:
+    run: dict[str, Any] = {"rounds": 360, "seed": 1, "share_memory": memory, "clip_distance": clip_distance}
+    async with drifting(tmp_path, shears, **run) as it:
         nodes = await it.start_all()
         assert await it.codes(*nodes) == [0] * N
     books = account(it.x0, nodes)

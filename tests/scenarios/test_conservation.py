@@ -3,6 +3,7 @@
 import dataclasses
 import random
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -48,8 +49,9 @@ class Account:
     scissors: Scissors
 
 
-def drift_run(seed: int, steps: int = STEPS) -> Account:
-    settings = Settings(algorithm="ad-psgd", lr=LR, batch=1, rounds=steps, seed=seed, topology="complete")
+def drift_run(seed: int, steps: int = STEPS, **settings_of_run: Any) -> Account:
+    fixed: dict[str, Any] = {"algorithm": "ad-psgd", "lr": LR, "batch": 1, "topology": "complete"}
+    settings = Settings(rounds=steps, seed=seed, **fixed, **settings_of_run)
     model = FlatModel(Drift().model())
     place = [Place(k, N, "iid", seed, Path(), False) for k in range(N)]
     learners = [Learner(Drift(), Drift().data(p), model, batch=1, seed=seed, shard=p.shard) for p in place]
@@ -78,6 +80,17 @@ def test_the_sum_is_kept_over_10_000_averages_with_cuts_at_every_kind_of_message
     assert all(account.scissors.at[kind] > 0 for kind in FATAL[:-1]), account.scissors.at
     assert account.miss <= account.bound
     assert sum(r.settlement.in_doubt + r.settlement.unconfirmed for r in account.result.runtimes) == 0
+
+
+@pytest.mark.parametrize("codec", ["f32", "bf16"])
+def test_the_sum_is_kept_where_models_are_further_apart_than_is_allowed(codec: str) -> None:
+    account = drift_run(seed=3, steps=600, clip_distance=0.2, codec=codec)
+    tallies = [r.settlement.tally for r in account.result.runtimes]
+    clipped = sum(t.clipped for t in tallies) / 2 / sum(t.active for t in tallies)
+    print(f"{clipped:.2f} differences clipped to each average; miss {account.miss:.1e}, bound {account.bound:.1e}")
+    assert clipped > 0.5
+    assert sum(t.resolved for t in tallies) > 5
+    assert account.miss <= account.bound
 
 
 def test_every_gradient_of_the_budget_is_applied_once() -> None:

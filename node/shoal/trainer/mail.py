@@ -20,6 +20,7 @@ from shoal.link import RECEIVE, TRANSMIT, Channel, Segment
 from shoal.messages import AVERAGES, Kind, Message, PeerId
 from shoal.runtime import Runtime
 from shoal.settings import Settings
+from shoal.settling import CLIPPED_AT_MOST
 from shoal.sharing import Memory
 from shoal.trainer.outbox import DTYPES, Outbox, bytes_of
 from shoal.trainer.windows import Windows, check
@@ -159,5 +160,7 @@ class Mail:
         """Once, and not for each of its vectors: they will hardly become better."""
         if peer not in self._warned_of:
             self._warned_of.add(peer)
-            far = f", or is further away than {s.max_distance:g}" if (s := self._settings).max_distance else ""
+            s = self._settings
+            most = s.max_distance or (CLIPPED_AT_MOST if s.clip_distance else 0.0)
+            far = f", or is further away than {most:g}" if most else ""
             self._warn(f"vector from {peer} holds NaN or Inf{far}: this node does not average with it")
