@@ -6,8 +6,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from shoal import hello
+from shoal.documents import fingerprint
 from shoal.errors import Mismatch, SettingsError
-from shoal.settings import Settings, fingerprint
+from shoal.settings import Settings
 from shoal.v1 import node_pb2 as pb
 from shoal.wire import ELEMENT_BYTES
 from shoal_coordinator import rounds

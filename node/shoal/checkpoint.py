@@ -19,8 +19,8 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
+from shoal.documents import differing_keys
 from shoal.errors import CheckpointError
-from shoal.settings import differing_keys
 
 FORMAT = 1
 """Of a checkpoint; raised when an older shoal could not read it."""

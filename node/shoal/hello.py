@@ -6,7 +6,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from shoal.settings import PROTOCOL_VERSION, Settings, differing_keys, fingerprint
+from shoal.documents import differing_keys, fingerprint
+from shoal.settings import PROTOCOL_VERSION, Settings
 from shoal.v1 import node_pb2 as pb
 
 KNOWN_LIMIT = 64

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import Literal
 
 from shoal.roster import PHASE_WORDS, State
-from shoal.settings import CODECS
+from shoal.traits import CODECS
 
 Kind = Literal["gauge", "counter", "histogram"]
 Labels = Mapping[str, tuple[str, ...]]

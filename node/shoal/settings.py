@@ -7,13 +7,12 @@ own business.
 
 import dataclasses
 import difflib
-import hashlib
-import json
-from collections.abc import Mapping
 from typing import Any
 
 from shoal.errors import SettingsError
 from shoal.fields import checked, matches, parse_address, parse_name, parse_rate, parse_share, setting
+from shoal.fitting import check_fit
+from shoal.traits import ALGORITHMS, BOTH, CODECS, DIFFERENCES, Traits
 
 PROTOCOL_VERSION = 4
 """Raised when a node could no longer talk to an older one; Hello refuses another number."""
@@ -21,50 +20,8 @@ PROTOCOL_VERSION = 4
 USUAL = {"lr": 0.1, "momentum": 0.0, "precision": "f32", "hash_every": 100}
 """What settings are that neither the user nor the algorithm's traits give."""
 
-CODECS = ("f32", "f16", "bf16", "q8", "q4", "sign")
-"""How models travel, those of more bytes first; of the two with two bytes a coordinate, bf16 counts as the smaller."""
-DIFFERENCES = ("q8", "q4", "sign")
-"""What these leave out is too much for a model as it is: rounds send the difference to what was sent before."""
-
 EXCLUSIVE = ("rounds", "gradients")
 """Two ways to say one thing: at most one may be given."""
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Traits:
-    """What the rest of the house needs to know of an algorithm."""
-
-    rounds: bool  # proceeds in rounds, which all members share; otherwise each at its own pace
-    over: tuple[str, ...] = ("peers",)  # what may carry it, the default first: peers, coordinator
-    mixes: bool = False  # by a matrix W over the graph
-    pairs: bool = False  # averages in pairs
-    packs: bool = False  # knows other codecs than f32
-    replicas: bool = False  # all members hold the same x, and compare it now and then
-    shared: tuple[str, ...] = ()  # what `keep` holds that belongs to x: whoever takes a model takes it, too
-    votes: bool = False  # counts signs: no size of anything matters, and weight decay is decoupled
-    finite_sum: bool = False  # needs gradients of single samples that chance does not change
-    usual: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # defaults of settings that are not given
-
-
-BOTH = ("peers", "coordinator")
-FINITE_SUM: Any = {"rounds": True, "replicas": True, "finite_sum": True, "shared": ("x", "y before"), "over": BOTH}
-DOUBLE = {"precision": "f64", "hash_every": 10}  # a round is an epoch
-
-ALGORITHMS: dict[str, Traits] = {
-    "ad-psgd": Traits(rounds=False, pairs=True, packs=True),
-    "d-psgd": Traits(rounds=True, mixes=True, packs=True),
-    "d2": Traits(rounds=True, mixes=True, packs=True),
-    "allreduce-sgd": Traits(rounds=True, replicas=True, shared=("momentum",), over=BOTH),
-    "a-psgd": Traits(rounds=False, over=("coordinator",)),
-    "signsgd": Traits(rounds=True, replicas=True, votes=True, over=BOTH, usual={"lr": 0.003}),
-    "signum": Traits(rounds=True, replicas=True, votes=True, over=BOTH, usual={"lr": 0.003, "momentum": 0.9}),
-    "ef-signsgd": Traits(rounds=True, replicas=True, over=BOTH),
-    "katyusha-x": Traits(**FINITE_SUM, usual=DOUBLE),
-    "svrg": Traits(rounds=True, replicas=True, finite_sum=True, over=BOTH, usual={**DOUBLE, "tau": 0.5}),
-}
-"""Each is one file in `algorithms/`."""
-SPARE = ("ad-psgd", "d-psgd")
-"""Those that remain themselves where exchanges are left out."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -413,51 +370,7 @@ class Settings:
             object.__setattr__(self, "over", named)
         if all(getattr(self, name) is not None for name in EXCLUSIVE):
             raise SettingsError("give rounds or gradients, not both: each alone says how long the run is")
-        self._check_fit()
-
-    def _check_fit(self) -> None:
-        """Settings that mean nothing for the algorithm were given by mistake."""
-        traits = self.traits
-        if self.overlap and not traits.pairs:
-            pairs = ", ".join(name for name, traits in ALGORITHMS.items() if traits.pairs)
-            raise SettingsError(f"overlap = {self.overlap} is for {pairs}: {self.algorithm} averages no pairs")
-        self._check_exchange_every()
-        if self.codec != "f32" and not traits.packs:
-            packs = ", ".join(name for name, traits in ALGORITHMS.items() if traits.packs)
-            why = f"{self.algorithm} has no sound way to pack its vectors"
-            raise SettingsError(f"codec = {self.codec} is for {packs}; {why}")
-        if self.codec != "f32" and self.precision != "f32":
-            why = "what float64 is wanted for would be lost in packing"
-            raise SettingsError(f"codec = {self.codec} is for float32: {why}")
-        if self.corrected and not traits.pairs:
-            raise SettingsError(f"correction = pairwise is for ad-psgd: {self.algorithm} averages no pairs")
-        if self.max_distance and not traits.pairs:
-            raise SettingsError(
-                f"max_distance = {self.max_distance:g} is for averages of pairs; {self.algorithm} has none"
-            )
-        self._check_clip_distance()
-        if self.lazy == "always" and not traits.mixes:
-            raise SettingsError(f"lazy = always is for mixing matrices; {self.algorithm} has none")
-        if self.mixing != "metropolis" and not traits.mixes:
-            raise SettingsError(f"mixing = {self.mixing} has no effect: {self.algorithm} has no mixing matrix")
-
-        if self.over not in traits.over:
-            raise SettingsError(f"over = {self.over}: {self.algorithm} runs over {' or '.join(traits.over)}")
-        if self.gradients is not None and self.synchronous and not self.fixed_view:
-            raise SettingsError("gradients = N needs members that stay; over a coordinator give rounds, a node's own")
-        if self.staleness_aware and self.algorithm != "a-psgd":
-            raise SettingsError(f"staleness_aware is for a-psgd: no gradient of {self.algorithm} is stale at a server")
-        if (self.tau is not None or self.prox != "none") and not traits.finite_sum:
-            which = f"tau = {self.tau}" if self.tau is not None else f"prox = {self.prox}"
-            raise SettingsError(f"{which} is for katyusha-x and svrg, not for {self.algorithm}")
-        if self.algorithm == "svrg" and self.tau != 0.5:
-            raise SettingsError(f"tau = {self.tau} makes katyusha-x of svrg: give --algorithm katyusha-x")
-        if self.momentum and traits.finite_sum:
-            raise SettingsError(f"momentum = {self.momentum} has no place in {self.algorithm}, which brings its own")
-        if self.algorithm == "signsgd" and self.momentum:
-            raise SettingsError(f"momentum = {self.momentum} makes signum of signsgd: give --algorithm signum")
-        if traits.votes and self.weight != "nodes":
-            raise SettingsError(f"weight = {self.weight} has no effect: {self.algorithm} counts every node's sign once")
+        check_fit(self)
 
     @property
     def traits(self) -> Traits:
@@ -489,24 +402,6 @@ class Settings:
         """Whether the algorithm proceeds in rounds."""
         return self.traits.rounds
 
-    def _check_exchange_every(self) -> None:
-        if self.exchange_every > 1 and self.algorithm not in SPARE:
-            why = f"{self.algorithm} is no algorithm any more if it leaves exchanges out"
-            raise SettingsError(f"exchange_every = {self.exchange_every} is for {', '.join(SPARE)}; {why}")
-        if self.exchange_every > 1 and self.packed:
-            why = "the differences of every round are what its packing lives on"
-            raise SettingsError(f"exchange_every = {self.exchange_every} does not go with codec {self.codec}: {why}")
-
-    def _check_clip_distance(self) -> None:
-        if self.clip_distance and not self.traits.pairs:
-            why = f"{self.algorithm} has none"
-            raise SettingsError(f"clip_distance = {self.clip_distance:g} is for averages of pairs; {why}")
-        if self.clip_distance and self.codec in DIFFERENCES:
-            why = "one model far off would coarsen the lattice by which all others are read"
-            raise SettingsError(
-                f"clip_distance = {self.clip_distance:g} does not go with codec {self.codec}: {why}; f32, f16, bf16 do"
-            )
-
     @property
     def fixed_view(self) -> bool:
         """Whether the run cannot go on without one of its members."""
@@ -526,26 +421,6 @@ class Settings:
         """What all members must agree on, as plain values. Pairs agree on a codec by themselves."""
         names = [f.name for f in dataclasses.fields(self) if f.metadata["scope"] == "run"]
         return {name: getattr(self, name) for name in names if not (name == "codec" and self.traits.pairs)}
-
-
-def fingerprint(document: Mapping[str, Any]) -> str:
-    """16 hex digits of a document's canonical JSON; equal documents have equal ones."""
-    canonical = json.dumps(document, sort_keys=True, separators=(",", ":"))
-    return hashlib.sha256(canonical.encode()).hexdigest()[:16]
-
-
-def differing_keys(
-    ours: Mapping[str, Any], theirs: Mapping[str, Any], names: tuple[str, str] = ("ours", "theirs")
-) -> list[str]:
-    """Keys at which two documents differ, each as `key: ours X, theirs Y`, sorted; `names` stand for ours, theirs."""
-    absent = object()
-    found = []
-    for key in sorted({*ours, *theirs}):
-        mine, other = ours.get(key, absent), theirs.get(key, absent)
-        if mine != other:
-            left, right = ("absent" if v is absent else json.dumps(v) for v in (mine, other))
-            found.append(f"{key}: {names[0]} {left}, {names[1]} {right}")
-    return found
 
 
 def field(name: str) -> dataclasses.Field[Any]:

@@ -7,10 +7,10 @@ return (members or None, reason); `agreement` acts on them.
 
 from collections.abc import Iterable, Mapping
 
+from shoal.documents import fingerprint
 from shoal.errors import BadFrame
 from shoal.messages import PeerId
 from shoal.roster import Member, Roster, State
-from shoal.settings import fingerprint
 from shoal.succession import Pair, Succession
 from shoal.v1.node_pb2 import (
     PHASE_AVERAGED,

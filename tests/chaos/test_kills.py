@@ -19,8 +19,9 @@ from nodes_kit import Shoal, assert_one_model, children, own, shoal_in, states
 from shoal import virtual_time
 from shoal.checkpoint import read
 from shoal.demo.fleet import NodeProcess
-from shoal.settings import ALGORITHMS, Settings
+from shoal.settings import Settings
 from shoal.simulation import Scenario, World, population
+from shoal.traits import ALGORITHMS
 from shoal_coordinator import beside
 
 SEED = int(os.environ.get("SHOAL_CHAOS_SEED", secrets.randbelow(10**6)))

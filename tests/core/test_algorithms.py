@@ -9,7 +9,7 @@ import shoal.algorithms
 from shoal.algorithms import BY_NAME
 from shoal.algorithms.descent import largest_growth, schedule
 from shoal.errors import SettingsError
-from shoal.settings import ALGORITHMS
+from shoal.traits import ALGORITHMS
 
 COMPOUND = ast.AsyncFunctionDef | ast.For | ast.While | ast.If
 FILES = sorted(Path(shoal.algorithms.__file__).parent.glob("*.py"))

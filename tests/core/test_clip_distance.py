@@ -15,10 +15,11 @@ from shoal.errors import SettingsError
 from shoal.exchange import Settlement
 from shoal.messages import Kind
 from shoal.pair_codec import Duplex
-from shoal.settings import DIFFERENCES, Settings
+from shoal.settings import Settings
 from shoal.settling import CLIPPED_AT_MOST, Desk, Outcome
 from shoal.simulation import Result, Scenario, evaluator, population, simulate
 from shoal.state import State
+from shoal.traits import DIFFERENCES
 
 TWO: dict[str, Any] = {"clip_distance": 2.0}
 

@@ -12,7 +12,8 @@ from shoal.cli import main
 from shoal.cli.options import resolve, with_settings
 from shoal.errors import SettingsError
 from shoal.fields import field_type
-from shoal.settings import ALGORITHMS, Settings
+from shoal.settings import Settings
+from shoal.traits import ALGORITHMS
 
 
 @pytest.fixture(autouse=True)

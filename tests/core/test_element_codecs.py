@@ -13,7 +13,7 @@ from shoal.element_codecs import pair_codecs
 from shoal.errors import BadVector
 from shoal.pair_codec import Duplex, Lattice, PairCodecs
 from shoal.rotation import BLOCK, rotate
-from shoal.settings import CODECS
+from shoal.traits import CODECS
 
 N = 2 * BLOCK + 5
 HALF = {"bf16": 2.0**-9, "f16": 2.0**-12}

@@ -12,9 +12,9 @@ from torch import nn
 from shoal.data import BY_NAME
 from shoal.data.loading import load_task, local_data, task_document
 from shoal.data.task import Data, Place, Task
+from shoal.documents import differing_keys, fingerprint
 from shoal.errors import DataError, TaskError
 from shoal.learner import Counts, Learner, initial_state
-from shoal.settings import differing_keys, fingerprint
 from shoal.vector import FlatModel
 
 MY_TASK = Path(__file__).parents[2] / "examples" / "my_task.py"

@@ -16,9 +16,9 @@ from shoal.reproduce.d2 import distances
 from shoal.reproduce.lab import Claim, Criterion, Finding, Lab, not_worse, points_lost, tuned, within
 from shoal.reproduce.pareto import bytes_to, front, lost_in_packing, methods
 from shoal.reproduce.runs import TINY, Outcome, Run, curve, execute, mean, row
-from shoal.settings import ALGORITHMS
 from shoal.simulation import Point, Scenario
 from shoal.topology import graph
+from shoal.traits import ALGORITHMS
 
 Output = pytest.CaptureFixture[str]
 

@@ -5,9 +5,11 @@ import math
 
 import pytest
 
+from shoal.documents import differing_keys, fingerprint
 from shoal.errors import SettingsError
 from shoal.fields import checked, field_type, parse_address, parse_rate, parse_shard
-from shoal.settings import ALGORITHMS, CODECS, Settings, differing_keys, field, fingerprint
+from shoal.settings import Settings, field
+from shoal.traits import ALGORITHMS, CODECS
 
 A_RATE = (
     "a number and a unit (kbit, Mbit, Gbit, kB, MB, GB; a second), such as 10Mbit, at least 64kbit; or 0 for no limit"

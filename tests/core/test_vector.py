@@ -11,8 +11,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional
 
+from shoal.documents import differing_keys, fingerprint
 from shoal.errors import TaskError
-from shoal.settings import differing_keys, fingerprint
 from shoal.vector import FlatModel
 
 

@@ -10,8 +10,8 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from transport_kit import HandMade, NewNode, Node, nodes
 
+from shoal.documents import differing_keys
 from shoal.errors import Mismatch, PeerError, PortInUse, SettingsError
-from shoal.settings import differing_keys
 from shoal.transport import channels, dialler, server
 from shoal.transport.channels import CONTROL, EXCHANGE, Ends
 from shoal.v1 import node_pb2 as pb

@@ -13,7 +13,7 @@ from shoal.bench.exchange import WARM_UP
 from shoal.bench.lab import Figure, Lab, median
 from shoal.bench.tcp import TcpPair
 from shoal.bench.told import Pair
-from shoal.settings import CODECS
+from shoal.traits import CODECS
 
 ELEMENTS = 11_700_000
 Work = Callable[[], tuple[float, float]]

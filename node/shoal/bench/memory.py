@@ -12,7 +12,7 @@ from shoal.bench.lab import Figure, Lab
 from shoal.bench.processes import family, memory_bytes
 from shoal.bench.told import Told
 from shoal.demo.fleet import Fleet, NodeProcess, loopback_nodes, start
-from shoal.settings import ALGORITHMS
+from shoal.traits import ALGORITHMS
 
 WIDTH, LARGE, BATCH = 1825, 2920, 16
 """Of three layers: 1e7 and 2.56e7 parameters."""

@@ -10,7 +10,8 @@ from rich.table import Table
 from rich.text import Text
 
 from shoal.cli.options import with_settings
-from shoal.settings import Settings, fingerprint
+from shoal.documents import fingerprint
+from shoal.settings import Settings
 
 command = typer.Typer(help="Show every setting and where it came from, or validate them.", add_completion=False)
 

@@ -8,8 +8,8 @@ from shoal.reproduce import pictures
 from shoal.reproduce.finite_sums import passes
 from shoal.reproduce.lab import Criterion, Finding, Lab, tuned
 from shoal.reproduce.runs import DIGITS, Outcome, Run, curve, mean, row
-from shoal.settings import ALGORITHMS
 from shoal.simulation import Scenario
+from shoal.traits import ALGORITHMS
 
 WORKERS, ROUNDS = 5, 400
 PARTITIONS = ("iid", "labels:2")
