@@ -1,6 +1,7 @@
-"""Kills, pauses and disconnects containers of the demo, one after another, so that you can watch the others go on.
+"""Kills, pauses, slows and disconnects containers of the demo, so that you can watch the others go on.
 
-Talks to the Docker engine through its socket. Every EVERY_S seconds it picks a node, or the coordinator, at random.
+Talks to the Docker engine through its socket. Every EVERY_S seconds it picks a node, or the coordinator, at random; each
+kind of fault comes once before any comes again.
 """
 
 import contextlib
@@ -10,6 +11,7 @@ import os
 import random
 import socket
 import time
+from collections.abc import Callable
 from typing import Any
 from urllib.parse import quote
 
@@ -18,6 +20,8 @@ PROJECT = os.environ.get("PROJECT", "shoal")
 EVERY_S = float(os.environ.get("EVERY_S", "20"))
 LENGTH_S = float(os.environ.get("LENGTH_S", "8"))
 """Of a pause, and of a time without network: longer than members wait for a sign of life."""
+PERIOD_US, SLOW_US = 100_000, 5_000
+"""Of each period of CPU time, how much a slow one gets: a twentieth of a core."""
 SERVICES = ("node", "coordinator")
 
 
@@ -65,6 +69,15 @@ def pause(engine: Engine, container: dict[str, Any]) -> None:
         engine.ask("POST", f"/containers/{container['Id']}/unpause")
 
 
+def slow(engine: Engine, container: dict[str, Any]) -> None:
+    """It gets little of a core. A quota of -1 is none; the engine takes 0 for what is to stay as it is."""
+    engine.ask("POST", f"/containers/{container['Id']}/update", {"CpuPeriod": PERIOD_US, "CpuQuota": SLOW_US})
+    try:
+        time.sleep(LENGTH_S)
+    finally:
+        engine.ask("POST", f"/containers/{container['Id']}/update", {"CpuPeriod": PERIOD_US, "CpuQuota": -1})
+
+
 def disconnect(engine: Engine, container: dict[str, Any]) -> None:
     """It loses its network, and gets it back with another address perhaps."""
     (network, facts), *_ = container["NetworkSettings"]["Networks"].items()
@@ -80,16 +93,23 @@ def disconnect(engine: Engine, container: dict[str, Any]) -> None:
             engine.ask("POST", f"/networks/{network}/connect", {"Container": container["Id"], "EndpointConfig": config})
 
 
+FAULTS = (kill, pause, slow, disconnect)
+
+
 def main() -> None:
     """For ever."""
+    dealt: list[Callable[[Engine, dict[str, Any]], None]] = []
     while True:
         time.sleep(EVERY_S)
-        fault = random.choice((kill, pause, disconnect))
+        dealt = dealt or random.sample(FAULTS, len(FAULTS))
+        fault = dealt.pop()
         try:
             with contextlib.closing(Engine()) as engine:
                 container = random.choice(containers(engine))
-                print(f"{fault.__name__} {container['Names'][0].lstrip('/')}", flush=True)
+                name = f"{fault.__name__} {container['Names'][0].lstrip('/')}"
+                print(name, flush=True)
                 fault(engine, container)
+                print(f"{name}: over", flush=True)
         except (OSError, RuntimeError, IndexError) as error:
             print(f"{fault.__name__} failed: {error}", flush=True)
 

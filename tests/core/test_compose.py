@@ -116,6 +116,7 @@ class Engine(socketserver.ThreadingMixIn, socketserver.UnixStreamServer):
 
     def __init__(self, path: Path) -> None:
         self.asked: list[str] = []
+        self.bodies: list[Any] = []
         self.fails: set[str] = set()
         engine = self
 
@@ -135,7 +136,8 @@ class Engine(socketserver.ThreadingMixIn, socketserver.UnixStreamServer):
                 self._answer(200, [node, other])
 
             def do_POST(self) -> None:
-                self.rfile.read(int(self.headers.get("Content-Length", 0)))
+                body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+                engine.bodies.append(json.loads(body or "null"))
                 what = self.path.rpartition("/")[2].partition("?")[0]
                 engine.asked.append(what)
                 self._answer(500 if what in engine.fails else 204, None)
@@ -178,7 +180,12 @@ def chaos(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
 
 @pytest.mark.parametrize(
     ("fault", "asked"),
-    [("kill", ["kill", "start"]), ("pause", ["pause", "unpause"]), ("disconnect", ["disconnect", "connect"])],
+    [
+        ("kill", ["kill", "start"]),
+        ("pause", ["pause", "unpause"]),
+        ("slow", ["update", "update"]),
+        ("disconnect", ["disconnect", "connect"]),
+    ],
 )
 def test_what_is_broken_is_mended(chaos: ModuleType, engine: Engine, fault: str, asked: list[str]) -> None:
     with contextlib.closing(chaos.Engine()) as connection:
@@ -186,6 +193,15 @@ def test_what_is_broken_is_mended(chaos: ModuleType, engine: Engine, fault: str,
         assert node["Id"] == "c1", "Prometheus is left alone"
         getattr(chaos, fault)(connection, node)
     assert engine.asked == asked
+    assert getattr(chaos, fault) in chaos.FAULTS
+
+
+def test_what_was_slow_has_no_quota_afterwards(chaos: ModuleType, engine: Engine) -> None:
+    with contextlib.closing(chaos.Engine()) as connection:
+        chaos.slow(connection, *chaos.containers(connection))
+    slow, after = (body["CpuQuota"] / body["CpuPeriod"] for body in engine.bodies)
+    assert 0 < slow < 0.1
+    assert after < 0, "0 would be taken for no change"
 
 
 def test_a_network_is_given_back_without_its_address_where_the_engine_will_not_have_it(
