@@ -1,7 +1,7 @@
 """Kills, pauses, slows and disconnects containers of the demo, so that you can watch the others go on.
 
-Talks to the Docker engine through its socket. Every EVERY_S seconds it picks a node, or the coordinator, at random; each
-kind of fault comes once before any comes again.
+Talks to the Docker engine through its socket. Every EVERY_S seconds it picks a node, or the coordinator, at random.
+Each kind of fault comes once before any comes again.
 """
 
 import contextlib
@@ -9,6 +9,7 @@ import http.client
 import json
 import os
 import random
+import signal
 import socket
 import time
 from collections.abc import Callable
@@ -56,8 +57,10 @@ def containers(engine: Engine) -> list[dict[str, Any]]:
 def kill(engine: Engine, container: dict[str, Any]) -> None:
     """And starts it again: the engine takes a container that it was told to kill for one that is to stay down."""
     engine.ask("POST", f"/containers/{container['Id']}/kill?signal=KILL")
-    time.sleep(LENGTH_S)
-    engine.ask("POST", f"/containers/{container['Id']}/start")
+    try:
+        time.sleep(LENGTH_S)
+    finally:
+        engine.ask("POST", f"/containers/{container['Id']}/start")
 
 
 def pause(engine: Engine, container: dict[str, Any]) -> None:
@@ -115,6 +118,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # who is stopped mends what it broke
     try:
         main()
     except KeyboardInterrupt:

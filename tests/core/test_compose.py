@@ -147,7 +147,8 @@ class Engine(socketserver.ThreadingMixIn, socketserver.UnixStreamServer):
                 self.send_response(status)
                 self.send_header("Content-Length", str(len(text)))
                 self.end_headers()
-                self.wfile.write(text)
+                if text:  # who has read the head of an answer without a body may be gone already
+                    self.wfile.write(text)
 
             def log_message(self, *_: Any) -> None:
                 pass
@@ -194,6 +195,19 @@ def test_what_is_broken_is_mended(chaos: ModuleType, engine: Engine, fault: str,
         getattr(chaos, fault)(connection, node)
     assert engine.asked == asked
     assert getattr(chaos, fault) in chaos.FAULTS
+
+
+@pytest.mark.parametrize("fault", ["kill", "pause", "slow", "disconnect"])
+def test_who_is_stopped_mends_what_it_broke(
+    chaos: ModuleType, engine: Engine, monkeypatch: pytest.MonkeyPatch, fault: str
+) -> None:
+    def stopped(_: float) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(chaos.time, "sleep", stopped)
+    with contextlib.closing(chaos.Engine()) as connection, pytest.raises(KeyboardInterrupt):
+        getattr(chaos, fault)(connection, *chaos.containers(connection))
+    assert len(engine.asked) == 2
 
 
 def test_what_was_slow_has_no_quota_afterwards(chaos: ModuleType, engine: Engine) -> None:
