@@ -1,9 +1,11 @@
 """A node to whom nobody comes, and one that tells an address at which nobody is: what it says, and what still works."""
 
+import urllib.request
 from pathlib import Path
 
 import pytest
-from nodes_kit import assert_one_model, log, shoal_in
+from nodes_kit import GATED, assert_one_model, log, shoal_in
+from prometheus_client.parser import text_string_to_metric_families
 
 pytestmark = pytest.mark.live
 
@@ -48,3 +50,24 @@ def test_two_that_tell_wrong_addresses_say_where_they_dial_in_vain(tmp_path: Pat
         for node in nodes:
             shoal.until_logged(f" is not reached at {NOWHERE}: ", node)
             shoal.until_logged("(the address that it tells, by --advertise or --listen)", node)
+
+
+def test_who_asks_a_node_that_still_loads_is_refused_and_nothing_is_wrong(tmp_path: Path) -> None:
+    for name in ("loads", "asks"):
+        (tmp_path / f"data-{name}").mkdir()
+    closed = tmp_path / "data-loads" / "closed"
+    closed.touch()
+    with shoal_in(tmp_path, task=GATED, min_nodes=2, rounds=5) as shoal:
+        loads, asks = (
+            shoal.start(name, shard=f"{k}/2", data_dir=tmp_path / f"data-{name}")
+            for k, name in enumerate(("loads", "asks"))
+        )
+        shoal.until_logged("is still loading its model and data; ask again", asks)
+        with urllib.request.urlopen(f"http://{(loads.facts() or {})['http']}/metrics", timeout=30) as answer:
+            families = list(text_string_to_metric_families(answer.read().decode()))
+        counted = [s for family in families for s in family.samples if s.name == "shoal_refused_total"]
+        assert counted
+        assert not any(s.value for s in counted), "an alert would fire at each start"
+        assert "warning" not in log(loads) + log(asks)
+        closed.unlink()
+        assert shoal.codes() == [0, 0]
