@@ -83,7 +83,8 @@ def slow(engine: Engine, container: dict[str, Any]) -> None:
 
 def disconnect(engine: Engine, container: dict[str, Any]) -> None:
     """It loses its network, and gets it back with another address perhaps."""
-    (network, facts), *_ = container["NetworkSettings"]["Networks"].items()
+    known = engine.ask("GET", f"/containers/{container['Id']}/json")  # the list of all leaves aliases out
+    (network, facts), *_ = known["NetworkSettings"]["Networks"].items()
     config = {"Aliases": facts.get("Aliases"), "IPAMConfig": {"IPv4Address": facts["IPAddress"]}}
     engine.ask("POST", f"/networks/{network}/disconnect", {"Container": container["Id"], "Force": True})
     try:

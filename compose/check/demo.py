@@ -122,6 +122,7 @@ def trouble(demo: Demo, nodes: list[str]) -> None:
     assert slowed, "no node was given less of a core"
     assert not any(f["State"]["Paused"] or f["HostConfig"]["CpuQuota"] > 0 for f in inspect(nodes)), said
     train_together(demo, len(nodes))
+    targets_up(demo, len(nodes))
     say(f"the profile chaos: {', '.join(TROUBLES)}, and all came back")
 
 

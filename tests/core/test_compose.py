@@ -132,8 +132,12 @@ class Engine(socketserver.ThreadingMixIn, socketserver.UnixStreamServer):
                     "Labels": labels,
                     "NetworkSettings": {"Networks": networks},
                 }
-                other = {**node, "Id": "p1", "Labels": {"com.docker.compose.service": "prometheus"}}
-                self._answer(200, [node, other])
+                if self.path == "/containers/c1/json":
+                    self._answer(200, node)
+                    return
+                listed = {**node, "NetworkSettings": {"Networks": {"shoal_default": {"Aliases": None}}}}
+                other = {**listed, "Id": "p1", "Labels": {"com.docker.compose.service": "prometheus"}}
+                self._answer(200, [listed, other])
 
             def do_POST(self) -> None:
                 body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
@@ -216,6 +220,13 @@ def test_what_was_slow_has_no_quota_afterwards(chaos: ModuleType, engine: Engine
     slow, after = (body["CpuQuota"] / body["CpuPeriod"] for body in engine.bodies)
     assert 0 < slow < 0.1
     assert after < 0, "0 would be taken for no change"
+
+
+def test_a_network_is_given_back_with_the_names_that_others_look_for(chaos: ModuleType, engine: Engine) -> None:
+    with contextlib.closing(chaos.Engine()) as connection:
+        chaos.disconnect(connection, *chaos.containers(connection))
+    given = engine.bodies[-1]["EndpointConfig"]
+    assert given == {"Aliases": ["node"], "IPAMConfig": {"IPv4Address": "172.18.0.3"}}
 
 
 def test_a_network_is_given_back_without_its_address_where_the_engine_will_not_have_it(
