@@ -171,6 +171,7 @@ def panels(demo: Demo, *without: str, healthy: bool = False) -> None:
             break
         except RuntimeError as error:
             said = str(error)
+            say(next((line for line in said.splitlines() if line.startswith("PROBLEM")), said)[:200] + "; once more")
             time.sleep(10)
     else:
         raise AssertionError(said)
