@@ -34,10 +34,12 @@ class Members:
         certificate = self.authority.issue(request, shoal=shoal, role=role, name=name, days=days)
         return self._stored(f"{name}-{shoal}", certificate, encoding.pem_of(key))
 
-    def issue_from_to(self, name: str, begins: datetime.datetime, ends: datetime.datetime) -> Path:
-        """A node's certificate for any span, signed by hand."""
+    def issue_from_to(
+        self, name: str, begins: datetime.datetime, ends: datetime.datetime, *, role: str = "node"
+    ) -> Path:
+        """A certificate for any span, signed by hand."""
         key, serial = encoding.new_key(), x509.random_serial_number()
-        names = [x509.DNSName(host(serial)), x509.UniformResourceIdentifier(uri("default", "node", name))]
+        names = [x509.DNSName(host(serial)), x509.UniformResourceIdentifier(uri("default", role, name))]
         uses = [ExtendedKeyUsageOID.CLIENT_AUTH, ExtendedKeyUsageOID.SERVER_AUTH]
         signer = encoding.key_of(self.authority.folder / "ca.key")
         certificate = (

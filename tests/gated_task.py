@@ -15,7 +15,7 @@ FAR = 100.0
 
 class Gated(Quadratic):
     """`quadratic` that begins far away. While there is a file `gate` in --data-dir with a number in it, a gradient
-    after that many is not finished."""
+    after that many is not finished. While there is a file `closed`, there are no data yet."""
 
     name = "gated"
 
@@ -31,6 +31,8 @@ class Gated(Quadratic):
 
     def data(self, place: Place) -> Data:
         self._gate = place.data_dir / "gate"
+        while (place.data_dir / "closed").exists():
+            time.sleep(0.01)
         return super().data(place)
 
     def loss(self, output: Tensor, target: Tensor) -> Tensor:

@@ -1,183 +1,38 @@
 """`make check-docker`: builds the images and runs the demo for real, in every way that compose/compose.yaml offers.
 
 Five nodes that find each other by multicast alone learn all ten digits; others, that know each other by DNS alone, are
-made eight while they train, lose one, a pause and a network, and go on; a parameter server; votes; TLS; a swarm. Fails
-when anything does not hold. Without Docker, and without a way to install it, it says so and checks nothing.
+made eight while they train; any of them is killed, paused, slowed and cut off, Prometheus and coordinators too, and the
+dashboards show it; a parameter server; votes; TLS; a swarm. Fails when anything does not hold. Without Docker, and
+without a way to install it, it says so and checks nothing.
 """
 
 import contextlib
-import json
 import re
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, TypeVar
 
-from engine import ROOT, Unavailable, build_images, compose, docker, engine, fetch, inspect, logs, megabytes, run, say
+from engine import ROOT, Unavailable, build_images, compose, docker, engine, inspect, logs, megabytes, say
+from project import (
+    ACCURACY,
+    PROJECT,
+    Demo,
+    gone,
+    knows,
+    learnt,
+    moved,
+    panels,
+    running,
+    targets_up,
+    train_together,
+    train_together_over,
+    until,
+)
 
-T = TypeVar("T")
-PROJECT = "shoal-check"
-"""Of compose: a demo that runs here already is left alone."""
 STACK = "shoal-check-stack"
-ACCURACY = 0.95
 IDLE_S, IDLE_CPU = 20.0, 0.02
 LARGEST_MB = 500.0
-PATIENCE_S = 120.0
-
-
-class Demo:
-    """The compose project of the demo, under a name of its own."""
-
-    def __init__(
-        self, command: list[Any], settings: dict[str, str], *files: str, env_file: str = "", **more: str
-    ) -> None:
-        self.image = settings["IMAGE"]
-        self._env = {**settings, "COMPOSE_PROFILES": "", "PROMETHEUS_PORT": "0", "GRAFANA_PORT": "0", **more}
-        names = ("compose.yaml", *files)
-        self._command = [*command, "--project-name", PROJECT, *(w for f in names for w in ("-f", ROOT / "compose" / f))]
-        if env_file:
-            self._command += ["--env-file", ROOT / "compose" / env_file]
-            del self._env["COMPOSE_PROFILES"]
-
-    def __call__(self, *args: str, seconds: float = 180) -> str:
-        return run(*self._command, *args, seconds=seconds, env=self._env)
-
-    def up(self, *services: str, **scale: int) -> None:
-        """Starts these services and leaves what runs alone."""
-        counts = [word for service, n in scale.items() for word in ("--scale", f"{service}={n}")]
-        self("up", "--detach", "--no-build", "--no-recreate", "--quiet-pull", *counts, *services)
-
-    def containers(self, service: str, *, running: bool = False) -> list[str]:
-        """Their names, by number."""
-        wanted = [
-            "--filter",
-            f"label=com.docker.compose.project={PROJECT}",
-            "--filter",
-            f"label=com.docker.compose.service={service}",
-        ]
-        state = ["--filter", "status=running"] if running else ["--all"]
-        found = docker("ps", *state, *wanted, "--format", "{{.Names}}").split()
-        return sorted(found, key=lambda name: int(name.rpartition("-")[2]))
-
-    def address(self, container: str) -> str:
-        """Of a container on the demo's network, empty while it has none."""
-        (facts,) = inspect([container])
-        return str(next(iter(facts["NetworkSettings"]["Networks"].values()), {}).get("IPAddress", ""))
-
-    def status(self, container: str) -> dict[str, Any]:
-        """Its /v1/status; empty while it does not answer."""
-        with contextlib.suppress(OSError, ValueError):
-            return dict(fetch(f"http://{self.address(container)}:7460/v1/status"))
-        return {}
-
-    def result(self, container: str) -> dict[str, Any]:
-        """Its result.json; the container may have ended."""
-        with tempfile.TemporaryDirectory() as folder:
-            docker("cp", f"{container}:/state/{container}/result.json", folder)
-            return dict(json.loads((Path(folder) / "result.json").read_text()))
-
-    def logs(self) -> str:
-        """The last lines of everybody."""
-        return self("logs", "--no-color", "--tail", "25")
-
-    def down(self) -> None:
-        """Nothing of it stays, services of other profiles included: a coordinator that is left keeps the volume, and
-        compose only warns of that."""
-        self("--profile", "*", "down", "--volumes", "--remove-orphans", "--timeout", "5")
-
-
-@contextlib.contextmanager
-def running(demo: Demo, *services: str, **scale: int) -> Iterator[Demo]:
-    """Up, and down again; the logs are shown when something fails."""
-    demo.down()
-    try:
-        demo.up(*services, **scale)
-        yield demo
-    except BaseException:
-        print(demo.logs(), flush=True)
-        raise
-    finally:
-        demo.down()
-
-
-def until(condition: Callable[[], T], what: str, seconds: float = PATIENCE_S) -> T:
-    """What it gives once that is true. Raises AssertionError."""
-    end = time.monotonic() + seconds
-    while not (value := condition()):
-        assert time.monotonic() < end, f"waited {seconds:.0f} s in vain until {what}"
-        time.sleep(0.5)
-    return value
-
-
-# --- what is asked of nodes -------------------------------------------------------------------------------------
-
-
-def steps(demo: Demo, container: str) -> int:
-    return int(demo.status(container).get("node", {}).get("step") or 0)
-
-
-def knows(demo: Demo, container: str) -> int:
-    """Members that it takes for alive, itself included."""
-    return sum(m["state"] in ("self", "alive") for m in demo.status(container).get("members", []))
-
-
-def train_together(demo: Demo, n: int) -> None:
-    """Until each of n nodes knows all the others and has made a step since."""
-    nodes = demo.containers("node")
-    assert len(nodes) == n, f"{len(nodes)} containers, expected {n}"
-    until(lambda: all(knows(demo, node) == n for node in nodes), f"{n} nodes know each other")
-    moved(demo, nodes)
-
-
-def moved(demo: Demo, nodes: list[str]) -> None:
-    """Until each has made another step."""
-    before = {node: steps(demo, node) for node in nodes}
-    until(lambda: all(steps(demo, node) > before[node] for node in nodes), f"{', '.join(nodes)} make another step")
-
-
-def learnt(demo: Demo, n: int) -> float:
-    """Accuracy of the mean model once all have ended, each in order."""
-    nodes = demo.containers("node")
-    until(lambda: not demo.containers("node", running=True), "all nodes have ended", 300)
-    codes = {facts["Name"]: facts["State"]["ExitCode"] for facts in inspect(nodes)}
-    assert set(codes.values()) == {0}, codes
-    result = demo.result(nodes[0])
-    assert len(result["members"]) == n, result["members"]
-    accuracy = float(result["accuracy"])
-    assert accuracy >= ACCURACY, f"accuracy {accuracy}, expected {ACCURACY}"
-    return accuracy
-
-
-def targets_up(demo: Demo, n: int) -> None:
-    """Until Prometheus reaches itself and n nodes and coordinators, and nothing that it knows is down."""
-    url = f"http://{demo.address(demo.containers('prometheus')[0])}:9090/api/v1/targets?state=active"
-
-    def health() -> list[str]:
-        with contextlib.suppress(OSError, ValueError):
-            return [target["health"] for target in fetch(url)["data"]["activeTargets"]]
-        return []
-
-    until(lambda: health() == ["up"] * (n + 1), f"{n} targets of Prometheus and itself are up")
-
-
-def panels(demo: Demo, *without: str, healthy: bool = False) -> None:
-    """Every panel and rule has data, which are what the nodes say; no alert fires where all is well."""
-    url = f"http://{demo.address(demo.containers('prometheus')[0])}:9090"
-    options = ["--without", ",".join(without), *(["--healthy"] if healthy else [])]
-    script = ROOT / "compose" / "check" / "dashboards.py"
-    said = ""
-    for _ in range(6):  # rates want some minutes of data
-        try:
-            said = run(sys.executable, script, *options, url).splitlines()[-1]
-            break
-        except RuntimeError as error:
-            said = str(error)
-            time.sleep(10)
-    else:
-        raise AssertionError(said)
-    say(f"dashboards: {said}")
 
 
 # --- the checks -------------------------------------------------------------------------------------------------
@@ -191,8 +46,10 @@ def multicast(make: Callable[..., Demo]) -> None:
 
 
 def names_and_faults(make: Callable[..., Demo]) -> None:
-    """By DNS alone; five become eight; one is killed, one paused, one loses its network."""
-    with running(make(DISCOVERY="dns", SUSPECT_AFTER_S="3"), "node", "prometheus", node=5) as demo:
+    """By DNS alone; five become eight; one is killed, one paused, one loses its network; Prometheus is killed; the
+    trouble-maker goes round."""
+    demo = make(DISCOVERY="dns", SUSPECT_AFTER_S="3", CHAOS_EVERY_S="2", CHAOS_LENGTH_S="5")
+    with running(demo, "node", "prometheus", node=5):
         train_together(demo, 5)
         targets_up(demo, 5)
         demo.up("node", "prometheus", node=8)
@@ -200,28 +57,78 @@ def names_and_faults(make: Callable[..., Demo]) -> None:
         targets_up(demo, 8)
         say("by DNS alone: five nodes, then eight; all targets up")
         panels(demo, "tls", "gpu", "votes", "a-psgd", "coordinator", healthy=True)
-        killed, paused, cut, *rest = demo.containers("node")
-        for name, begin, end in (
-            (killed, ("kill", "--signal", "KILL", killed), ("start", killed)),
-            (paused, ("pause", paused), ("unpause", paused)),
-            (
-                cut,
-                ("network", "disconnect", f"{PROJECT}_default", cut),
-                ("network", "connect", "--alias", "node", f"{PROJECT}_default", cut),
-            ),
-        ):
-            docker(*begin)
-            until(lambda: all(knows(demo, node) == 7 for node in rest), f"{name} is missed")
-            moved(demo, rest)
-            docker(*end)
+        *victims, _, _, _, _, _ = nodes = demo.containers("node")
+        for victim, fault in zip(victims, FAULTS, strict=True):
+            rest = [node for node in nodes if node != victim]
+            with befallen(demo, victim, "node", fault, rest):
+                moved(demo, rest)
             train_together(demo, 8)
-            say(f"{begin[0]} {begin[1] if len(begin) > 2 else ''}: the others went on, and it came back")
+            healed(demo)
+            say(f"{fault}: the others went on, and it came back; the dashboard showed both")
+        docker("kill", *demo.containers("prometheus"))
+        moved(demo, nodes)
+        docker("start", *demo.containers("prometheus"))
         targets_up(demo, 8)
+        say("Prometheus killed: nodes went on, and all targets are up again")
+        trouble(demo, nodes)
+
+
+FAULTS = {
+    "kill": ("kill --signal KILL {it}", "start {it}"),
+    "pause": ("pause {it}", "unpause {it}"),
+    "network disconnect": (
+        "network disconnect {project}_default {it}",
+        "network connect --alias {service} {project}_default {it}",
+    ),
+}
+"""What is done to a container, and how that is undone."""
+TROUBLES = ("kill", "pause", "slow", "disconnect")
+"""What chaos.py does."""
+
+
+@contextlib.contextmanager
+def befallen(demo: Demo, victim: str, service: str, fault: str, others: list[str]) -> Iterator[None]:
+    """One fault: within, the others miss it and the dashboard shows that; afterwards it is undone."""
+    begin, end = (words.format(it=victim, service=service, project=PROJECT) for words in FAULTS[fault])
+    before = {node: knows(demo, node) for node in others}
+    docker(*begin.split())
+    until(lambda: all(knows(demo, node) == before[node] - 1 for node in others), f"{victim} is missed")
+    until(lambda: gone(demo) == 1, f"the dashboard shows that {victim} is gone")
+    yield
+    docker(*end.split())
+
+
+def healed(demo: Demo) -> None:
+    """Until the dashboard shows nobody as gone."""
+    until(lambda: gone(demo) == 0, "the dashboard shows nobody as gone")
+
+
+def trouble(demo: Demo, nodes: list[str]) -> None:
+    """The profile `chaos`: each of its faults once, and all are well afterwards."""
+    demo.up("node", "chaos", node=len(nodes))
+    (chaos,) = demo.containers("chaos")
+    slowed = False
+
+    def over() -> bool:
+        nonlocal slowed
+        slowed = slowed or any(facts["HostConfig"]["CpuQuota"] > 0 for facts in inspect(nodes))
+        return logs(chaos).count(": over") >= len(TROUBLES)
+
+    until(over, "each fault has come and gone")
+    docker("stop", chaos)
+    said = logs(chaos)
+    assert all(f"{fault} {PROJECT}-node-" in said for fault in TROUBLES), said
+    assert "failed" not in said, said
+    assert slowed, "no node was given less of a core"
+    assert not any(f["State"]["Paused"] or f["HostConfig"]["CpuQuota"] > 0 for f in inspect(nodes)), said
+    train_together(demo, len(nodes))
+    targets_up(demo, len(nodes))
+    say(f"the profile chaos: {', '.join(TROUBLES)}, and all came back")
 
 
 def parameter_server(make: Callable[..., Demo]) -> None:
     """The coordinator's profile, with its coordinator killed once."""
-    demo = make(env_file="a-psgd.env", ROUNDS="1500", EMULATE_COMPUTE_S="0.01")
+    demo = make(env_file="a-psgd.env", ROUNDS="5000", EMULATE_COMPUTE_S="0.01")
     with running(demo, "node", "coordinator", "prometheus", node=5):
         train_together_over(demo, 5)
         targets_up(demo, 6)
@@ -233,19 +140,20 @@ def parameter_server(make: Callable[..., Demo]) -> None:
 
 
 def votes(make: Callable[..., Demo]) -> None:
-    """The same profile with votes."""
-    demo = make(env_file="a-psgd.env", ALGORITHM="signum", EMULATE_COMPUTE_S="0.01")
+    """The same profile with votes; its coordinator is killed, paused, and loses its network."""
+    demo = make(env_file="a-psgd.env", ALGORITHM="signum", EMULATE_COMPUTE_S="0.01", SUSPECT_AFTER_S="3")
     with running(demo, "node", "coordinator", "prometheus", node=5):
         train_together_over(demo, 5)
         targets_up(demo, 6)
         panels(demo, "tls", "gpu", "pairs", "a-psgd")
-
-
-def train_together_over(demo: Demo, n: int) -> None:
-    """The same with a coordinator, which is a member too."""
-    nodes = demo.containers("node")
-    until(lambda: all(knows(demo, node) == n + 1 for node in nodes), "nodes and coordinator know each other")
-    moved(demo, nodes)
+        (coordinator,), nodes = demo.containers("coordinator"), demo.containers("node")
+        for fault in FAULTS:
+            with befallen(demo, coordinator, "coordinator", fault, nodes):
+                pass
+            train_together_over(demo, 5)
+            healed(demo)
+            say(f"{fault} of the coordinator: its nodes waited for it, and went on; the dashboard showed both")
+        targets_up(demo, 6)
 
 
 def encrypted(make: Callable[..., Demo]) -> None:
@@ -325,6 +233,27 @@ def sizes(image: str) -> None:
     assert whole - torch < LARGEST_MB
 
 
+def rules(image: str) -> None:
+    """By Prometheus' own tool, out of its image: its configurations, and that every alert fires where it should."""
+    tool = ["run", "--rm", "--network", "none", "--entrypoint", "promtool"]
+    mount = ["--volume", f"{ROOT / 'compose' / 'prometheus'}:/rules:ro", image]
+    docker(*tool, *mount, "check", "config", "/rules/prometheus.yml", "/rules/http-sd.yml")
+    docker(*tool, *mount, "test", "rules", "/rules/tests/shoal_test.yml")
+    say("promtool: configurations are valid, every alert fires in its test and none where all is well")
+
+
+def refusals(image: str) -> None:
+    """A volume that the image's user may not write is named, with the remedy."""
+    said = ""
+    try:
+        docker("run", "--rm", "--tmpfs", "/state:uid=0,mode=755", image, "node", "--insecure")
+    except RuntimeError as error:
+        said = str(error)
+    assert "failed with 2" in said, said or "a node started on a volume that it may not write"
+    assert "cannot be used: Permission denied; give --state-dir" in said, said
+    say("a volume without its rights: refused, with the remedy")
+
+
 def main() -> int:
     """Exit code: 0 when all held, or when there is no Docker to be had."""
     began = time.monotonic()
@@ -338,7 +267,9 @@ def main() -> int:
     def make(*files: str, **more: str) -> Demo:
         return Demo(command, settings, *files, **more)
 
+    rules(settings["PROMETHEUS_IMAGE"])
     sizes(f"{settings['IMAGE']}:node")
+    refusals(f"{settings['IMAGE']}:node")
     for check in (multicast, names_and_faults, parameter_server, votes, encrypted, swarm, idle):
         check(make)
     say(f"all held, in {time.monotonic() - began:.0f} s")

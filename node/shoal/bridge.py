@@ -12,7 +12,7 @@ from typing import Any
 from shoal.child import Child
 from shoal.detours import Detours
 from shoal.errors import BadFrame, PeerError
-from shoal.greeter import Greeter
+from shoal.greeter import LOADING, Greeter
 from shoal.membership import Membership
 from shoal.metrics import Metrics
 from shoal.packed import Packed
@@ -145,7 +145,9 @@ class Bridge:
         self.transport.send(parsed.target, self._connections[parsed.target], header, vector, done)
 
     def refused(self, peer_id: str, error: PeerError) -> None:
-        """A peer's fault."""
+        """A peer's fault; that it has asked while this node loads is none."""
+        if str(error).startswith(f"{self.membership.roster.me.node_id} is {LOADING}"):
+            return
         self.metrics.refused(type(error).__name__)
         self.greeter.complain(peer_id, f"refused {peer_id}: {error}")
 

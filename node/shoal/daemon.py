@@ -278,9 +278,11 @@ class Daemon:
 
     def _log_progress(self) -> None:
         if self.membership.view is None:
-            others = self.discovery.others_seen() if self.discovery else ""
-            waiting = self.membership.waiting or "for members"
-            log.info("waiting: %s", "; ".join(filter(None, (waiting, self.seeking.waiting, others))))
+            words = [self.membership.waiting or "for members", self.seeking.waiting]
+            if self.discovery:
+                words += self.discovery.waiting(not self.membership.roster.members, self.greeter.last_words)
+            words += self.transport.unreached()
+            log.info("waiting: %s", "; ".join(filter(None, words)))
             return
         for why in filter(None, (self.seeking.waiting, self.membership.held_up)):
             log.info("waiting: %s", why)

@@ -11,6 +11,8 @@ from typing import Any
 
 from shoal.errors import SettingsError
 
+WRITABLE = "give --state-dir a folder that this user may write; in a container, a volume with its rights"
+
 
 class StateFolder:
     """Held by one daemon at a time. The node id is made once; the incarnation grows with every start."""
@@ -22,7 +24,7 @@ class StateFolder:
             path.mkdir(parents=True, exist_ok=True)
             self._lock = (path / "lock").open("a+")
         except OSError as error:
-            raise SettingsError(f"state folder {path} cannot be used: {error.strerror}") from None
+            raise SettingsError(f"state folder {path} cannot be used: {error.strerror}; {WRITABLE}") from None
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:

@@ -45,12 +45,14 @@ class Greeter:
 
     def complain(self, about: str, text: str) -> None:
         """Warn of a peer's fault, once for each new text, and of so many a minute."""
-        if LOADING in text or self._said.get(about) == text:
+        if self._said.get(about) == text:
             return
         self._said.pop(about, None)
         self._said[about] = text
         if len(self._said) > SAID_LIMIT:
             del self._said[next(iter(self._said))]
+        if LOADING in text:
+            return
         minute = int(asyncio.get_running_loop().time() / 60)
         if minute != self._minute:
             self._minute, self._complaints = minute, 0

@@ -29,8 +29,10 @@ async def test_a_complaint_is_written_once_for_each_new_text(caplog: pytest.LogC
 
 
 async def test_nobody_is_warned_of_a_node_that_still_loads(caplog: pytest.LogCaptureFixture) -> None:
-    greeter().complain("b", f"no Hello from b: b is {LOADING}")
+    it = greeter()
+    it.complain("b", f"no Hello from b: b is {LOADING}")
     assert caplog.records == []
+    assert LOADING in it.last_words("b"), "but it is said to who asks why nobody is found"
 
 
 async def test_a_peer_with_ever_new_nonsense_fills_neither_the_log_nor_memory(

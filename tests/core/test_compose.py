@@ -116,6 +116,7 @@ class Engine(socketserver.ThreadingMixIn, socketserver.UnixStreamServer):
 
     def __init__(self, path: Path) -> None:
         self.asked: list[str] = []
+        self.bodies: list[Any] = []
         self.fails: set[str] = set()
         engine = self
 
@@ -131,11 +132,16 @@ class Engine(socketserver.ThreadingMixIn, socketserver.UnixStreamServer):
                     "Labels": labels,
                     "NetworkSettings": {"Networks": networks},
                 }
-                other = {**node, "Id": "p1", "Labels": {"com.docker.compose.service": "prometheus"}}
-                self._answer(200, [node, other])
+                if self.path == "/containers/c1/json":
+                    self._answer(200, node)
+                    return
+                listed = {**node, "NetworkSettings": {"Networks": {"shoal_default": {"Aliases": None}}}}
+                other = {**listed, "Id": "p1", "Labels": {"com.docker.compose.service": "prometheus"}}
+                self._answer(200, [listed, other])
 
             def do_POST(self) -> None:
-                self.rfile.read(int(self.headers.get("Content-Length", 0)))
+                body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+                engine.bodies.append(json.loads(body or "null"))
                 what = self.path.rpartition("/")[2].partition("?")[0]
                 engine.asked.append(what)
                 self._answer(500 if what in engine.fails else 204, None)
@@ -145,7 +151,8 @@ class Engine(socketserver.ThreadingMixIn, socketserver.UnixStreamServer):
                 self.send_response(status)
                 self.send_header("Content-Length", str(len(text)))
                 self.end_headers()
-                self.wfile.write(text)
+                if text:  # who has read the head of an answer without a body may be gone already
+                    self.wfile.write(text)
 
             def log_message(self, *_: Any) -> None:
                 pass
@@ -178,7 +185,12 @@ def chaos(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
 
 @pytest.mark.parametrize(
     ("fault", "asked"),
-    [("kill", ["kill", "start"]), ("pause", ["pause", "unpause"]), ("disconnect", ["disconnect", "connect"])],
+    [
+        ("kill", ["kill", "start"]),
+        ("pause", ["pause", "unpause"]),
+        ("slow", ["update", "update"]),
+        ("disconnect", ["disconnect", "connect"]),
+    ],
 )
 def test_what_is_broken_is_mended(chaos: ModuleType, engine: Engine, fault: str, asked: list[str]) -> None:
     with contextlib.closing(chaos.Engine()) as connection:
@@ -186,6 +198,35 @@ def test_what_is_broken_is_mended(chaos: ModuleType, engine: Engine, fault: str,
         assert node["Id"] == "c1", "Prometheus is left alone"
         getattr(chaos, fault)(connection, node)
     assert engine.asked == asked
+    assert getattr(chaos, fault) in chaos.FAULTS
+
+
+@pytest.mark.parametrize("fault", ["kill", "pause", "slow", "disconnect"])
+def test_who_is_stopped_mends_what_it_broke(
+    chaos: ModuleType, engine: Engine, monkeypatch: pytest.MonkeyPatch, fault: str
+) -> None:
+    def stopped(_: float) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(chaos.time, "sleep", stopped)
+    with contextlib.closing(chaos.Engine()) as connection, pytest.raises(KeyboardInterrupt):
+        getattr(chaos, fault)(connection, *chaos.containers(connection))
+    assert len(engine.asked) == 2
+
+
+def test_what_was_slow_has_no_quota_afterwards(chaos: ModuleType, engine: Engine) -> None:
+    with contextlib.closing(chaos.Engine()) as connection:
+        chaos.slow(connection, *chaos.containers(connection))
+    slow, after = (body["CpuQuota"] / body["CpuPeriod"] for body in engine.bodies)
+    assert 0 < slow < 0.1
+    assert after < 0, "0 would be taken for no change"
+
+
+def test_a_network_is_given_back_with_the_names_that_others_look_for(chaos: ModuleType, engine: Engine) -> None:
+    with contextlib.closing(chaos.Engine()) as connection:
+        chaos.disconnect(connection, *chaos.containers(connection))
+    given = engine.bodies[-1]["EndpointConfig"]
+    assert given == {"Aliases": ["node"], "IPAMConfig": {"IPv4Address": "172.18.0.3"}}
 
 
 def test_a_network_is_given_back_without_its_address_where_the_engine_will_not_have_it(

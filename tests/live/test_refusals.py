@@ -1,10 +1,12 @@
 """Bad input: each ends in one or two lines that say what was wrong and what to do, and in nothing lost."""
 
 import asyncio
+import contextlib
 import fcntl
 import json
+import os
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -14,6 +16,8 @@ from puppet import address_of, puppet, settings_of
 
 from shoal import checkpoint
 from shoal.data.loading import load_task, task_document
+from shoal.errors import SettingsError
+from shoal.folder import StateFolder
 from shoal.learner import initial_state
 from shoal.settings import Settings
 
@@ -93,6 +97,26 @@ def test_a_state_folder_in_use_by_another_node(folder: Path) -> None:
         said = refused(folder)
     assert "state folder shoal-state is in use by another node on this machine; give this one a --state-dir" in said
     assert not (folder / "shoal-state" / "incarnation").exists(), "the other's files are as they were"
+
+
+def test_a_state_folder_that_this_user_may_not_write(folder: Path) -> None:
+    (folder / "volume").mkdir(mode=0o500)
+    with unprivileged(), pytest.raises(SettingsError) as refused:
+        StateFolder(folder / "volume" / "node", "a")
+    words = f"state folder {folder}/volume/node cannot be used: Permission denied; give --state-dir a folder that this"
+    assert str(refused.value).startswith(words)
+    assert "in a container, a volume with its rights" in str(refused.value)
+
+
+@contextlib.contextmanager
+def unprivileged() -> Iterator[None]:
+    """As nobody, where these tests run as root: root may write everywhere."""
+    me = os.geteuid()
+    os.seteuid(65534 if me == 0 else me)
+    try:
+        yield
+    finally:
+        os.seteuid(me)
 
 
 # --- task and data ----------------------------------------------------------------------------------------------------

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import grpc
 import pytest
+from certificates_kit import DAY, Members, now
 from nodes_kit import GATED, Shoal, assert_one_model, log, own, shoal_command, shoal_in, states
 
 from shoal.certificates.credentials import Credentials
@@ -194,6 +195,17 @@ def test_a_node_does_not_start_with_what_is_not_safe(folder: Path, spoil: str, a
     assert expected in said
     assert "Traceback" not in said
     assert not (folder / "shoal-state").exists()
+
+
+@pytest.mark.parametrize("verb", ["node", "coordinator"])
+def test_nobody_starts_with_a_certificate_that_has_ended(tmp_path: Path, verb: str) -> None:
+    ended = Members(tmp_path).issue_from_to("old", now() - 2 * DAY, now() - DAY, role=verb)
+    code, said = shoal_command(tmp_path, verb, "--tls", str(ended))
+    assert code == 2, said
+    assert said.startswith(f"error: tls = {ended}: the certificate of ")
+    assert " ended at " in said
+    assert "`shoal certs join`" in said
+    assert "Traceback" not in said
 
 
 def test_a_coordinators_certificate_is_no_nodes(folder: Path) -> None:

@@ -187,12 +187,15 @@ class TestStrangers:
             call = channel.stream_stream(CONTROL)()
             assert (await call.code()) is grpc.StatusCode.INVALID_ARGUMENT
 
-    async def test_a_higher_id_waits_to_be_dialled(self, node: NewNode) -> None:
+    async def test_a_higher_id_opens_the_streams_where_none_stand_and_not_beside_others(self, node: NewNode) -> None:
         b = await node("b")
         async with HandMade(b, node_id="c") as c:
-            await c.hello()
-            with pytest.raises(grpc.RpcError, match="b opens the streams to c: the lower node id does"):
-                await c.open(CONTROL)
+            await c.connect()
+            await b.up()
+            with pytest.raises(grpc.RpcError, match="c is connected already, and b has the lower node id"):
+                await c.open(CONTROL, c.ends._replace(number=2))
+            assert b.heard.downs.empty(), "the one that stands is left alone"
+        await b.down()
 
     async def test_both_streams_must_belong_to_one_connection(self, node: NewNode) -> None:
         b = await node("b")

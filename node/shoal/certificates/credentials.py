@@ -118,7 +118,8 @@ class Credentials:
         if name and name != mine.name:
             raise SettingsError(f"tls = {self.folder} is for {mine.name}, not {name}: leave --name out")
         if (why := self.problem(mine)) is not None:
-            raise SettingsError(f"tls = {self.folder}: {why}")
+            remedy = "`shoal certs issue`, or a token and `shoal certs join`, makes another folder"
+            raise SettingsError(f"tls = {self.folder}: {why}; {remedy}")
 
     def _stamps(self) -> list[tuple[int, int, int]]:
         """What changes when a file does."""

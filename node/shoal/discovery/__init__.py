@@ -7,6 +7,7 @@ that the settings name.
 
 import asyncio
 import logging
+import math
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 
 from shoal.discovery.candidate import Candidate, Provider, join
@@ -20,6 +21,8 @@ __all__ = ["KNOWN", "Candidate", "Discovery", "Dns", "Mdns", "Provider", "Static
 
 KNOWN = ("mdns", "static", "dns")
 """Names of the providers, as the setting `discovery` has them."""
+MISSED_AFTER_S = 3.0
+"""From the start of the search until a node says that it has found nobody."""
 
 log = logging.getLogger(__name__)
 
@@ -69,6 +72,7 @@ class Discovery:
             raise SettingsError(f"unknown discovery {', '.join(sorted(unknown))!r}; known: {', '.join(KNOWN)}")
         self._names, self._identity, self._shoal, self._listen = names, identity, shoal, listen
         self._found, self._peers, self._dns = found, Static(peers), Dns(dns)
+        self._missed_at = math.inf
         self._providers: list[Provider] = []
         self._tasks: list[asyncio.Task[None]] = []
 
@@ -77,6 +81,7 @@ class Discovery:
 
         Without multicast a node that knows peers, or names of them, still finds them: that is a warning.
         """
+        self._missed_at = asyncio.get_running_loop().time() + MISSED_AFTER_S
         if "static" in self._names:
             self._run(self._peers)
         if "dns" in self._names and self._dns.names:
@@ -105,9 +110,24 @@ class Discovery:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
-    def others_seen(self) -> str:
-        """`found 3 nodes of other shoals: a, b`, or nothing when there are none: why a node may stay alone."""
-        return next((p.others_seen() for p in self._providers if isinstance(p, Mdns)), "")
+    def waiting(self, alone: bool, last_words: Callable[[str], str]) -> list[str]:
+        """Why a node waits, as far as the search knows: nodes of other shoals, and, for one that is `alone`, what was
+        tried and what to do. `last_words` says why an address did not answer."""
+        others = [words for p in self._providers if isinstance(p, Mdns) and (words := p.others_seen())]
+        if not alone or asyncio.get_running_loop().time() < self._missed_at:
+            return others
+        tried: list[str] = []
+        for provider in self._providers:
+            match provider:
+                case Mdns():
+                    tried.append(f"mdns ({provider.interfaces_reason})")
+                case Dns():
+                    tried += provider.tried()
+                case Static():
+                    tried += [f"{peer} ({last_words(peer) or 'no answer yet'})" for peer in provider.addresses]
+        looked = f"looked by {', '.join(tried)}" if tried else f"discovery is {','.join(self._names)}, no --peers given"
+        remedy = "`shoal doctor` says what is in the way, --peers HOST:PORT names a node"
+        return [f"nobody is found: {looked}; {remedy}", *others]
 
     def _run(self, provider: Provider) -> None:
         self._providers.append(provider)

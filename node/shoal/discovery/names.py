@@ -41,6 +41,10 @@ class Dns:
         while (candidate := await self._found.get()) is not None:
             yield candidate
 
+    def tried(self) -> list[str]:
+        """Each name, and why it gives nobody where it gives none."""
+        return [f"dns {name} ({why})" if (why := self._said.get(name)) else f"dns {name}" for name in self.names]
+
     async def close(self) -> None:
         """Asks no more."""
         for task in self._tasks:

@@ -8,6 +8,7 @@ from pathlib import Path
 from shoal.certificates.credentials import Credentials
 from shoal.doctor.finding import Finding
 from shoal.errors import SettingsError
+from shoal.folder import WRITABLE
 from shoal.settings import Settings
 
 LEAST_FREE = 1_000_000_000
@@ -71,8 +72,7 @@ def check_disk(settings: Settings) -> Iterator[Finding]:
             file.flush()
             os.fsync(file.fileno())
     except OSError as error:
-        remedy = "give --state-dir a folder that this user may write; in a container, a volume with its rights"
-        yield Finding("disk", "failure", f"{there} cannot be written: {error.strerror or error}", remedy)
+        yield Finding("disk", "failure", f"{there} cannot be written: {error.strerror or error}", WRITABLE)
         return
     disk = os.statvfs(there)
     free = disk.f_bavail * disk.f_frsize

@@ -1,6 +1,7 @@
-"""The side that calls: Hello to an address, and the two streams to each peer with a higher node id."""
+"""The side that calls: Hello to an address, and the two streams to each peer."""
 
 import asyncio
+import itertools
 import logging
 import random
 import re
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
 HELLO_TIMEOUT_S = 5.0
 STAND_TIMEOUT_S = 5.0
 """How long both streams may take to stand."""
+TURN_S = 6.0
+"""A peer with a lower id opens the streams; who has had none of it for so long, more than one attempt, does it too."""
 
 log = logging.getLogger(__name__)
 
@@ -40,8 +43,11 @@ class Dialler:
         self._heartbeat_s = heartbeat_s
         self._redial_least_s, self._redial_most_s = redial_s
         self._targets: dict[str, pb.Identity] = {}
+        self._attempts = itertools.count(1)
         self._dialled: dict[str, asyncio.Task[None]] = {}
         self._leaving: set[asyncio.Task[None]] = set()
+        self.failed: dict[str, str] = {}
+        """Peers that were dialled in vain since they were last connected -> where, and why."""
 
     async def greet(self, address: str) -> pb.Hello:
         """Says Hello to an address and returns the answer, which is welcome.
@@ -73,7 +79,8 @@ class Dialler:
         return hello
 
     def dial(self, peer: pb.Identity) -> None:
-        """Opens the streams to a peer, again and again, until `hang_up`. A newer incarnation replaces an older one."""
+        """Opens the streams to a peer while none stand, again and again, until `hang_up`. A newer incarnation replaces
+        an older one."""
         known = self._targets.get(peer.node_id)
         if known is not None and peer.incarnation < known.incarnation:
             return
@@ -88,6 +95,7 @@ class Dialler:
     def hang_up(self, peer_id: str) -> None:
         """Dials that peer no more."""
         self._targets.pop(peer_id, None)
+        self.failed.pop(peer_id, None)
         task = self._dialled.pop(peer_id, None)
         if task is not None:
             task.cancel()
@@ -104,17 +112,36 @@ class Dialler:
         """Redials after random waits, which double while the peer is out of reach or one end breaks the protocol."""
         failures = 0
         while True:
+            await self._turn(peer_id)
             peer = self._targets[peer_id]
             served, reason = await self._connect(peer)
             log.debug("connection to %s at %s ended: %s", peer.node_id, peer.address, reason)
-            failures = 0 if served else failures + 1
+            if served:
+                failures = 0
+            else:
+                failures += 1
+                self.failed[peer_id] = f"{peer.address}: {reason}"
             longest = min(self._redial_most_s, self._redial_least_s * 2.0 ** min(failures, 30))
             await asyncio.sleep(longest * random.uniform(0.5, 1))
 
+    async def _turn(self, peer_id: str) -> None:
+        """Returns when it is ours to dial: no connection stands, and a peer with a lower id has had its time."""
+        patience_s = TURN_S if peer_id < self._peers.identity.node_id else 0.0
+        while True:
+            if (connection := self._peers.live.get(peer_id)) is not None:
+                self.failed.pop(peer_id, None)
+                await connection.over.wait()
+                await self._peers.settle(connection)
+            else:
+                await asyncio.sleep(patience_s)
+                if peer_id not in self._peers.live:
+                    return
+
     async def _connect(self, peer: pb.Identity) -> tuple[bool, str]:
         """One connection from dialling to its end: whether it stood and kept to the protocol, and why it ended."""
-        me, conn = self._peers.identity, next(self._peers.numbers)
-        metadata = Ends(me.node_id, me.incarnation, peer.node_id, peer.incarnation, conn).metadata()
+        me = self._peers.identity
+        ends = Ends(me.node_id, me.incarnation, peer.node_id, peer.incarnation, next(self._attempts))
+        metadata = ends.metadata()
         try:
             to = await self._reach(peer.address)
             if to is not None and (reason := misfit(peer, to)) is not None:
@@ -135,7 +162,9 @@ class Dialler:
                 return False, f"the streams did not stand within {STAND_TIMEOUT_S:g} s"
             except grpc.RpcError as error:
                 return False, _words(error.code(), error.details())
-            connection = self._peers.begin(peer, conn, (control, exchange), to)
+            if peer.node_id < me.node_id and peer.node_id in self._peers.live:
+                return True, f"{peer.node_id} has opened them meanwhile"
+            connection = self._peers.begin(peer, next(self._peers.numbers), (control, exchange), to)
             await self._hold(connection, control, exchange)
         return connection.code is not grpc.StatusCode.INVALID_ARGUMENT, connection.reason
 

@@ -61,8 +61,9 @@ class Peers:
             return None, f"{node_id!r} has not said Hello to {self.identity.node_id}, or was refused"
         if known.incarnation != incarnation:
             return None, f"{node_id} said Hello as incarnation {known.incarnation}, this is {incarnation}"
-        if node_id > self.identity.node_id:
-            return None, f"{self.identity.node_id} opens the streams to {node_id}: the lower node id does"
+        live = self.live.get(node_id)
+        if node_id > self.identity.node_id and live is not None and not live.over.is_set():
+            return None, f"{node_id} is connected already, and {self.identity.node_id} has the lower node id"
         return known, "it said Hello"
 
     def begin(

@@ -80,11 +80,20 @@ class Transport:
     def connect(self, peer: pb.Identity) -> None:
         """Wants a connection to a peer, after a Hello by either, until `forget`. Calling it again changes nothing.
 
-        The lower node id dials, again and again; the other waits to be dialled. A newer incarnation or another
-        address of the same peer takes the place of the old.
+        The lower node id dials, again and again; the other dials too when it has waited in vain, for one of the two may
+        be where nobody gets in (a firewall, NAT). A newer incarnation or another address of the same peer takes the
+        place of the old.
         """
-        if self._identity.node_id < peer.node_id:
-            self._dialler.dial(peer)
+        self._dialler.dial(peer)
+
+    def unreached(self) -> list[str]:
+        """Where peers were dialled in vain, who are not connected, and why: of three of them."""
+        failed = sorted(self._dialler.failed.items())[:3]
+        return [
+            f"{peer} is not reached at {why} (the address that it tells, by --advertise or --listen)"
+            for peer, why in failed
+            if peer not in self._peers.live
+        ]
 
     def send(
         self, peer_id: str, conn: int, header: bytes, payload: memoryview | None, sent: Callable[[], None]

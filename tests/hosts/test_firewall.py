@@ -1,0 +1,47 @@
+"""A node on a host that lets nobody in, with the highest id: it opens the streams itself."""
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from netlab import Host, hosts, why_not
+from safetensors.torch import load_file
+
+PORT = 7700
+PATIENCE_S = 100.0
+WALL = (
+    "nft add table inet wall; nft 'add chain inet wall in { type filter hook input priority 0; }';"
+    f"nft add rule inet wall in tcp dport {PORT} drop"
+)
+
+pytestmark = [pytest.mark.live, pytest.mark.skipif(bool(why_not("nft")), reason=why_not("nft"))]
+
+
+@pytest.fixture
+def lab() -> Iterator[list[Host]]:
+    with hosts(["host-0", "host-1", "host-2"]) as made:
+        yield made
+
+
+def start(host: Host, folder: Path, k: int, peer: str) -> "subprocess.Popen[bytes]":
+    run = ["--task", "quadratic", "--partition", "iid", "--rounds", "30", "--min-nodes", "3", "--device", "cpu"]
+    place = ["--listen", f"{host.ip}:{PORT}", "--insecure", "--discovery", "static", "--log", "human"]
+    own = ["--name", host.name, "--shard", f"{k}/3", "--state-dir", str(folder / host.name), "--peers", peer]
+    with (folder / f"{host.name}.log").open("wb") as log:
+        command = [sys.executable, "-m", "shoal", "node", "--shoal", "wall", *run, *place, *own]
+        return host.start(command, stdout=log, stderr=log)
+
+
+def test_a_node_behind_a_firewall_trains_with_the_others(lab: list[Host], tmp_path: Path) -> None:
+    lab[2].sh(WALL)
+    nodes = [start(host, tmp_path, k, f"{lab[1 if k != 1 else 0].ip}:{PORT}") for k, host in enumerate(lab)]
+    try:
+        assert [node.wait(PATIENCE_S) for node in nodes] == [0, 0, 0]
+    finally:
+        for host in lab:
+            print(f"--- {host.name}\n{(tmp_path / f'{host.name}.log').read_text()}")
+    models = [load_file(tmp_path / host.name / "model.safetensors") for host in lab]
+    assert all(torch.equal(model["x"], models[0]["x"]) for model in models)
