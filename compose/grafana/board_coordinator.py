@@ -60,7 +60,7 @@ COORDINATOR = Board(
             title="Gradients taken",
             words="Gradients that the parameter server applies in a second.",
             unit="cps",
-            lines=[(middle("(deriv(shoal_model_version[1m]) >= 0)"), "{{node}}")],
+            lines=[(middle("(deriv((shoal_model_version >= 0)[1m:5s]) >= 0)"), "{{node}}")],
             least=0,
         ),
         Panel(
