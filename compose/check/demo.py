@@ -128,7 +128,7 @@ def trouble(demo: Demo, nodes: list[str]) -> None:
 
 def parameter_server(make: Callable[..., Demo]) -> None:
     """The coordinator's profile, with its coordinator killed once."""
-    demo = make(env_file="a-psgd.env", ROUNDS="5000", EMULATE_COMPUTE_S="0.01")
+    demo = make(env_file="a-psgd.env", ROUNDS="3000", EMULATE_COMPUTE_S="0.01")
     with running(demo, "node", "coordinator", "prometheus", node=5):
         train_together_over(demo, 5)
         targets_up(demo, 6)
