@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from shoal import rounding
-from shoal.delta import Delta
+from shoal.delta import PIECE, Delta
 from shoal.messages import PeerId
 from shoal.pair_codec import Duplex, Full, Lattice, Packed, PairCodec, PairCodecs
 
@@ -40,7 +40,9 @@ class BetweenRounded(Delta):
     def length(self, dtype: torch.dtype | None = None) -> float:
         """Piece by piece."""
         parts = self._differences(self.theirs.elements, self.theirs.device)
-        squares = (float(torch.linalg.vector_norm(part, dtype=dtype)) ** 2 for _, part in parts)
+        # A sum of squares in float32 loses digits where it is longer.
+        shorter = (some for _, part in parts for some in torch.split(part, PIECE))
+        squares = (float(torch.linalg.vector_norm(some, dtype=dtype)) ** 2 for some in shorter)
         return self.part * math.sqrt(sum(squares))
 
     def shortened(self, by: float) -> "BetweenRounded":

@@ -30,8 +30,8 @@ BITS = {"q8": 8, "q4": 4}
 F16_TOP = 14
 """The power of two at which the largest number of an f16 vector lies, or up to twice that."""
 SCALE_BYTES = 4
-PIECE = 1 << 16
-"""Coordinates."""
+PIECE = 1 << 18
+"""Coordinates that are worked on in one go, while they lie in the cache."""
 SEED_BYTES = 4
 ROUND_UP = 1 + 2.0**-8
 """On a scale before it becomes a bfloat16, so that the largest coordinate is not above the largest level."""
@@ -96,9 +96,12 @@ class Halved:
 
     def _largest(self) -> float:
         """The largest size of a number; NaN or Inf if one is that. Without their sign, bits are in order of size."""
-        bits = self._numbers.view(torch.int16)
-        sizes = [int((bits[piece] & 0x7FFF).max()) for piece in pieces(self.elements)]
-        return float(torch.tensor(max(sizes, default=0), dtype=torch.int16).view(self._numbers.dtype))
+        bits, largest = self._numbers.view(torch.int16), 0
+        room = bits.new_empty(min(PIECE, self.elements))
+        for piece in pieces(self.elements):
+            sizes = torch.bitwise_and(bits[piece], 0x7FFF, out=room[: piece.stop - piece.start])
+            largest = max(largest, int(sizes.max()))
+        return float(torch.tensor(largest, dtype=torch.int16).view(self._numbers.dtype))
 
     def read(self, piece: slice, part: Tensor) -> None:
         """Into `part`, which is as long."""

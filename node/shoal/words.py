@@ -5,8 +5,8 @@ from collections.abc import Callable
 
 import numpy as np
 
-PIECE_BYTES = 1 << 18
-"""What is looked at in one go, while it lies in the cache."""
+PIECE_BYTES = 1 << 20
+"""What is looked at in one go, while it lies in the cache: less of it, and the calls take longer than the work."""
 LARGEST = 2**64 - 1
 
 
