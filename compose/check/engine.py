@@ -18,6 +18,8 @@ from urllib.parse import urlparse
 ROOT = Path(__file__).parents[2]
 BASE, STAND_IN = "python:3.11-slim", "shoal-check/base"
 PROMETHEUS = "shoal-check/prometheus"
+PORTS = 18707
+"""From here on up, where they are free: packages under the URLs of the last build are taken from its cache."""
 
 
 class Unavailable(Exception):
@@ -222,7 +224,10 @@ class Wheels:
             def log_message(self, *_: object) -> None:
                 pass
 
-        server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        try:
+            server = http.server.ThreadingHTTPServer(("127.0.0.1", PORTS + len(self._servers)), Handler)
+        except OSError:
+            server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         threading.Thread(target=server.serve_forever, daemon=True).start()
         self._servers.append(server)
         return f"http://127.0.0.1:{server.server_address[1]}/{Path(folder).name}/"
