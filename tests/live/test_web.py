@@ -41,7 +41,8 @@ def raw(it: Web, request: bytes) -> bytes:
     """The whole answer to these bytes."""
     with socket.create_connection(parse_address(it.address), timeout=10) as connection:
         connection.sendall(request)
-        connection.shutdown(socket.SHUT_WR)
+        with contextlib.suppress(OSError):  # who refuses a request may have closed before it was read to its end
+            connection.shutdown(socket.SHUT_WR)
         return b"".join(iter(lambda: connection.recv(65536), b""))
 
 

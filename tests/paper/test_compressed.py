@@ -3,6 +3,7 @@ model for AD-PSGD (2002.11787, 1910.12308). That they converge at the rates of f
 here; the figures are ours."""
 
 import functools
+from statistics import mean
 
 import pytest
 import torch
@@ -46,19 +47,24 @@ FEWER = {"bf16": 1.99, "f16": 1.98, "q8": 3.85, "q4": 7.6}
 SIGN = {"d2": 27.0, "d-psgd": 14.5, "ad-psgd": 12.0}
 
 
+SEEDS = (0, 1, 2)  # of one, the last iterate alone makes a tenth of the loss
+
+
 @functools.cache
-def skewed(algorithm: str, codec: str) -> Result:
-    return train(5, Scenario(jitter=0.2, vector_s=0.001), algorithm=algorithm, codec=codec, **SKEWED)
+def skewed(algorithm: str, codec: str) -> list[Result]:
+    surroundings = Scenario(jitter=0.2, vector_s=0.001)
+    return [train(5, surroundings, algorithm=algorithm, codec=codec, seed=seed, **SKEWED) for seed in SEEDS]
 
 
 @pytest.mark.parametrize("codec", [*FEWER, "sign"])
 @pytest.mark.parametrize("algorithm", SIGN)
 def test_on_skewed_labels_every_codec_ends_where_float32_does_for_fewer_bytes(algorithm: str, codec: str) -> None:
     full, packed = skewed(algorithm, "f32"), skewed(algorithm, codec)
-    assert final_loss(packed) <= 1.1 * final_loss(full)
-    assert final_accuracy(packed) >= final_accuracy(full) - 0.01
+    assert mean(map(final_loss, packed)) <= 1.1 * mean(map(final_loss, full))
+    assert mean(map(final_accuracy, packed)) >= mean(map(final_accuracy, full)) - 0.01
     fewer = {**FEWER, "sign": SIGN[algorithm]}[codec]
-    assert sum(full.sent_bytes.values()) >= fewer * sum(packed.sent_bytes.values())
+    for plain, less in zip(full, packed, strict=True):
+        assert sum(plain.sent_bytes.values()) >= fewer * sum(less.sent_bytes.values())
 
 
 @pytest.mark.parametrize("codec", ["bf16", "f16"])
