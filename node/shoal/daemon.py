@@ -24,7 +24,7 @@ from shoal.metrics import Metrics
 from shoal.packed import Packed
 from shoal.process import AGAIN, Process, check_exposure, say_exposure, tls_of
 from shoal.reception import Reception
-from shoal.roster import Action, Dropped, Gone, Installed, Joined, Pause, Refused, Send
+from shoal.roster import Action, Dropped, Gone, Installed, Introduced, Joined, Pause, Refused, Send
 from shoal.seeking import Seeking
 from shoal.settings import Settings
 from shoal.talk import Talk
@@ -108,7 +108,11 @@ class Daemon:
             on_partition=s.on_partition,
             rng=random.Random(),
         )
-        self.greeter = Greeter(lambda address: self.transport.greet(address), lambda c: self.reception.is_known(c))
+        self.greeter = Greeter(
+            lambda address: self.transport.greet(address),
+            is_known=lambda c: self.reception.is_known(c),
+            unreached=lambda c: self.reception.unreached(c),
+        )
         self.seeking = Seeking(s, self.membership.roster, self.greeter)
         self.reception = Reception(
             s,
@@ -229,6 +233,8 @@ class Daemon:
                     self.transport.forget(peer_id, reason)
                 else:
                     self.transport.reset(peer_id, reason)
+            case Introduced(identity, by):
+                self.reception.told(identity, by)
             case Installed(view, model_from):
                 self._on_view(view, model_from)
             case Dropped(reason):

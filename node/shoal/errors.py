@@ -10,6 +10,7 @@
     │   └── PortInUse           an address that somebody listens on already
     ├── PeerError               what another node sent; its message is dropped, the peer named and counted
     │   ├── Mismatch            another shoal, protocol, task or run
+    │   ├── Unreached           nobody answers at its address
     │   ├── Untrusted           a certificate that does not hold, or a claim that does not fit it
     │   ├── BadVector           length, dtype, or a value that is not finite
     │   └── BadFrame            a frame that breaks the protocol, or a checksum that does not fit
@@ -64,6 +65,10 @@ class PeerError(ShoalError):
 
 class Mismatch(PeerError):
     """The peer belongs to another shoal, speaks another protocol, or has another task or run."""
+
+
+class Unreached(PeerError):
+    """Nobody answers at that address, or not in time."""
 
 
 class Untrusted(PeerError):

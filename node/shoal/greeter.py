@@ -6,7 +6,7 @@ import random
 from collections.abc import Awaitable, Callable
 
 from shoal.discovery import Candidate
-from shoal.errors import PeerError
+from shoal.errors import PeerError, Unreached
 
 log = logging.getLogger("shoal")
 
@@ -29,8 +29,14 @@ class Greeter:
     """Says Hello to candidates until they answer. Static ones are tried for ever, hints are given up at last; a
     coordinator is tried once, for `Seeking` never tires of asking."""
 
-    def __init__(self, greet: Callable[[str], Awaitable[object]], is_known: Callable[[Candidate], bool]) -> None:
-        self._greet, self._is_known = greet, is_known
+    def __init__(
+        self,
+        greet: Callable[[str], Awaitable[object]],
+        is_known: Callable[[Candidate], bool],
+        unreached: Callable[[Candidate], None] = lambda _: None,
+    ) -> None:
+        """`unreached` is told of each attempt that nobody answered."""
+        self._greet, self._is_known, self._unreached = greet, is_known, unreached
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._said: dict[str, str] = {}  # the last complaint about each, so that it is told once; the last said last
         self._minute, self._complaints = 0, 0  # of the loop's clock, and in it
@@ -80,6 +86,8 @@ class Greeter:
                 await self._greet(candidate.address)
             except PeerError as error:
                 self.complain(candidate.address, f"{error} (found by {candidate.source})")
+                if isinstance(error, Unreached):
+                    self._unreached(candidate)
                 if candidate.source == "--coordinator":
                     return
                 if candidate.source != "static" and LOADING not in str(error) and wait_s >= longest_s:

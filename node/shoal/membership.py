@@ -14,7 +14,7 @@ from shoal.cadence import Turns, look_s
 from shoal.errors import BadFrame, Mismatch
 from shoal.messages import PeerId
 from shoal.relays import Relays
-from shoal.roster import PHASE_WORDS, Action, Gone, Installed, Joined, Member, Roster, Send, State
+from shoal.roster import PHASE_WORDS, Action, Gone, Installed, Introduced, Joined, Member, Roster, Send, State
 from shoal.v1.node_pb2 import (
     PHASE_AVERAGED,
     PHASE_FINISHED,
@@ -123,7 +123,8 @@ class Membership:
         if member is None or member.left:
             return []
         kind = control.WhichOneof("control")
-        if ROLE_COORDINATOR in (member.identity.role, self.roster.me.role) and kind not in ("heartbeat", "leave"):
+        coordinates = ROLE_COORDINATOR in (member.identity.role, self.roster.me.role)
+        if coordinates and kind not in ("heartbeat", "leave") and not control.relayed.control.HasField("introduce"):
             raise BadFrame(f"{kind} from {peer} about a view, of which a coordinator is no member")
         actions: list[Action] = []
         match kind:
@@ -137,6 +138,8 @@ class Membership:
                 self._on_leave(member, control.leave, now)
             case "relayed" if control.relayed.target != self.roster.me.node_id:
                 actions = self.relays.pass_on(control.relayed, peer)
+            case "relayed" if control.relayed.control.HasField("introduce"):
+                actions = [Introduced(control.relayed.control.introduce, peer)]
             case "relayed":
                 actions = self._about_views(control.relayed.control, control.relayed.origin, now)
             case _:
@@ -201,6 +204,10 @@ class Membership:
     def leave(self, reason: str, *, finished: bool, now: float) -> list[Action]:
         """This node goes: tells the others its last numbers, and says so. `finished`: in order, at the run's end."""
         return [*self._beats(now, everybody=True), *self.agreement.leave(reason, finished=finished)]
+
+    def introduce(self, by: PeerId, to: PeerId) -> list[Action]:
+        """Ask a member to tell a node of this one, which does not reach it."""
+        return self.relays.introduce(by, to)
 
     def learn_gradients(self, peer: PeerId, count: int) -> None:
         """A message of that peer carried its count of gradients."""

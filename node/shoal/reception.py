@@ -56,10 +56,19 @@ class Reception:
             if theirs.HasField("memory"):
                 self._memories[theirs.identity.node_id] = hello.memory(theirs)
             self._connect(theirs.identity)
-            source = f"member {theirs.identity.node_id}"
             for identity in theirs.known[: hello.KNOWN_LIMIT]:
-                self._greeter.consider(Candidate(identity.address, source, identity.node_id))
+                self.told(identity, theirs.identity.node_id)
         return reason
+
+    def told(self, of: pb.Identity, by: str) -> None:
+        """A member names another node, or passes on that one's word that it cannot greet this one first."""
+        self._greeter.consider(Candidate(of.address, f"member {by}", of.node_id, by))
+
+    def unreached(self, candidate: Candidate) -> None:
+        """Nobody answered there, perhaps behind a firewall that lets nobody in: it is to greet this node, and hears
+        that from the member that told of it."""
+        if candidate.told_by:
+            self._do(self._membership.introduce(candidate.told_by, candidate.node_id))
 
     def memory_of(self, peer_id: str) -> dict[str, Any] | None:
         """Where that node's vectors lie, by its last Hello; None where nobody may read them."""

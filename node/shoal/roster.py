@@ -68,6 +68,14 @@ class Gone:
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
+class Introduced:
+    """That node does not reach this one, says member `by`: greet it."""
+
+    identity: Identity
+    by: PeerId
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
 class Installed:
     """The view holds from now on. `model_from` names a member to fetch the model from, for a latecomer only."""
 
@@ -94,7 +102,7 @@ class Refused:
     reason: str
 
 
-Action = Send | Joined | Gone | Installed | Dropped | Pause | Refused
+Action = Send | Joined | Gone | Introduced | Installed | Dropped | Pause | Refused
 
 
 # --- the table --------------------------------------------------------------------------------------------------

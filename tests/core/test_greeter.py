@@ -8,7 +8,7 @@ import pytest
 
 from shoal import greeter, hello
 from shoal.discovery import Candidate
-from shoal.errors import PeerError
+from shoal.errors import Mismatch, PeerError, Unreached
 from shoal.greeter import AT_ONCE, SAID_LIMIT, Greeter
 from shoal.v1 import node_pb2 as pb
 
@@ -93,6 +93,23 @@ async def test_a_hint_that_does_not_answer_is_given_up(network: Network, monkeyp
         while it._tasks:
             await asyncio.sleep(0.001)
     assert tried == ["192.0.2.1:1"] * 3
+
+
+async def test_each_attempt_that_nobody_answers_is_told_and_no_refusal_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(greeter, "AGAIN_S", (0.001, 0.004))
+    told: list[Candidate] = []
+    errors = [Unreached("no Hello from 192.0.2.1:1"), Mismatch("of another shoal"), Unreached("no Hello from it")]
+
+    async def greet(address: str) -> None:
+        raise errors.pop()
+
+    it = Greeter(greet, lambda candidate: False, told.append)
+    hint = Candidate("192.0.2.1:1", "member x", "z", "x")
+    it.consider(hint)
+    async with asyncio.timeout(30):
+        while it._tasks:
+            await asyncio.sleep(0.001)
+    assert told == [hint, hint]
 
 
 @pytest.mark.parametrize("document", ["[" * 100_000, '{"a":' * 100_000, "", "[]", "\x00"])

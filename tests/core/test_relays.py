@@ -6,11 +6,12 @@ import pytest
 
 from shoal.errors import BadFrame
 from shoal.membership import Membership
-from shoal.roster import Action, Send
+from shoal.roster import Action, Introduced, Send
 from shoal.v1.node_pb2 import (
     PHASE_READY,
     PHASE_RUNNING,
     PURPOSE_TRAIN,
+    ROLE_COORDINATOR,
     Control,
     Heartbeat,
     Identity,
@@ -106,6 +107,40 @@ def test_a_member_hands_on_what_is_for_another() -> None:
     assert sends(members.heard("a", relayed("a", "c"), 0.3)) == [Send("c", relayed("a", "c"))]
 
 
+def introduction(of: str) -> Control:
+    return Control(introduce=identity(of))
+
+
+def test_a_node_that_reaches_nobody_at_an_address_has_itself_introduced_by_who_told_of_it() -> None:
+    asks = sends(running("a", "bc").introduce("b", "z"))
+    assert asks == [Send("b", relayed("a", "z", introduction("a")))]
+    via = running("b", "az")
+    assert sends(via.heard("a", asks[0].control, 0.3)) == [Send("z", asks[0].control)]
+    end = running("z", "bc")
+    assert Introduced(identity("a"), "b") in end.heard("b", asks[0].control, 0.3)
+
+
+def test_who_is_not_linked_introduces_nobody() -> None:
+    members = running("a", "bc")
+    members.link_down("b", "connection reset", 0.3)
+    assert members.introduce("b", "z") == members.introduce("y", "z") == []
+
+
+def test_a_coordinator_introduces_too() -> None:
+    told = identity("k")
+    told.role = ROLE_COORDINATOR
+    members = Membership(
+        told, heartbeat_s=0.5, suspect_after_s=4.0, min_nodes=1, synchronous=False, rng=random.Random(0)
+    )
+    for node in "az":
+        members.met(identity(node), 1, 0.0)
+        members.link_up(node, 0.0)
+    asks = relayed("a", "z", introduction("a"))
+    assert sends(members.heard("a", asks, 0.1)) == [Send("z", asks)]
+    with pytest.raises(BadFrame, match="relayed from a about a view, of which a coordinator is no member"):
+        members.heard("a", relayed("a", "z"), 0.1)
+
+
 def test_and_drops_what_is_for_one_it_cannot_reach() -> None:
     members = running("b", "ac")
     members.link_down("c", "connection reset", 0.3)
@@ -118,6 +153,8 @@ def test_and_drops_what_is_for_one_it_cannot_reach() -> None:
         (relayed("c", "d"), "a has answer of 'c' passed on, expected its own"),
         (relayed("a", "d", Control(heartbeat=Heartbeat())), "a has heartbeat of 'a' passed on, expected its own"),
         (relayed("a", "d", relayed("a", "c")), "a has relayed of 'a' passed on, expected its own"),
+        (relayed("a", "d", introduction("c")), "a has introduce of 'a' passed on, expected its own"),
+        (introduction("a"), "introduce from a where a proposal, an answer or a view was expected"),
         (relayed("a", "b", relayed("a", "c")), "relayed from a where a proposal, an answer or a view was expected"),
     ],
 )

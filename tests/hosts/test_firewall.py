@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -35,13 +36,31 @@ def start(host: Host, folder: Path, k: int, peer: str) -> "subprocess.Popen[byte
         return host.start(command, stdout=log, stderr=log)
 
 
-def test_a_node_behind_a_firewall_trains_with_the_others(lab: list[Host], tmp_path: Path) -> None:
+def wait_for(words: str, log: Path) -> None:
+    """Until that log has them."""
+    end = time.monotonic() + PATIENCE_S
+    while words not in log.read_text():
+        assert time.monotonic() < end, f"{words!r} not in\n{log.read_text()}"
+        time.sleep(0.1)
+
+
+@pytest.mark.parametrize("last", [0, 2])
+def test_a_node_behind_a_firewall_trains_with_the_others(lab: list[Host], tmp_path: Path, last: int) -> None:
+    """Each knows one other; the one that comes last finds the two others linked already. If that is not the one behind
+    the wall, it hears of one that it cannot greet."""
     lab[2].sh(WALL)
-    nodes = [start(host, tmp_path, k, f"{lab[1 if k != 1 else 0].ip}:{PORT}") for k, host in enumerate(lab)]
+    first, second = (k for k in range(3) if k != last)
+    nodes = []
     try:
+        for k in (first, second, last):
+            nodes.append(start(lab[k], tmp_path, k, f"{lab[1 if k != 1 else 0].ip}:{PORT}"))
+            if k == second:
+                wait_for(f"{lab[second].name}-", tmp_path / f"{lab[first].name}.log")
         assert [node.wait(PATIENCE_S) for node in nodes] == [0, 0, 0]
     finally:
-        for host in lab:
-            print(f"--- {host.name}\n{(tmp_path / f'{host.name}.log').read_text()}")
+        for node, k in zip(nodes, (first, second, last), strict=False):
+            node.kill()
+            node.wait()
+            print(f"--- {lab[k].name}\n{(tmp_path / f'{lab[k].name}.log').read_text()}")
     models = [load_file(tmp_path / host.name / "model.safetensors") for host in lab]
     assert all(torch.equal(model["x"], models[0]["x"]) for model in models)

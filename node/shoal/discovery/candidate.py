@@ -5,11 +5,13 @@ from typing import NamedTuple, Protocol
 
 
 class Candidate(NamedTuple):
-    """Where a node may listen: HOST:PORT, and which provider says so. Its id, where that is known."""
+    """Where a node may listen: HOST:PORT, and which provider says so. Its id, where that is known, and the member that
+    told of it, where it was one."""
 
     address: str
     source: str
     node_id: str = ""
+    told_by: str = ""
 
 
 class Provider(Protocol):

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import grpc
 from google.protobuf.message import DecodeError
 
-from shoal.errors import BadFrame, Mismatch, PeerError, SettingsError, Untrusted
+from shoal.errors import BadFrame, Mismatch, PeerError, SettingsError, Unreached, Untrusted
 from shoal.transport import channels
 from shoal.transport.channels import Ends
 from shoal.transport.claims import misfit
@@ -53,7 +53,7 @@ class Dialler:
         """Says Hello to an address and returns the answer, which is welcome.
 
         Raises Mismatch when either side refuses, with the keys that differ; Untrusted when a certificate does not
-        hold; PeerError when nobody answers in time.
+        hold; Unreached when nobody answers in time.
         """
         to = await self._reach(address)
         request = pb.HelloRequest(hello=self._peers.hello()).SerializeToString()
@@ -68,7 +68,7 @@ class Dialler:
                 raise Mismatch(f"the node at {address} refuses: {_words(error.code(), error.details())}") from None
             if error.code() is grpc.StatusCode.PERMISSION_DENIED:
                 raise Untrusted(f"the node at {address} refuses: {_words(error.code(), error.details())}") from None
-            raise PeerError(f"no Hello from {address}: {_words(error.code(), error.details())}") from None
+            raise Unreached(f"no Hello from {address}: {_words(error.code(), error.details())}") from None
         except DecodeError as error:
             raise BadFrame(f"Hello from {address} is none: {error}") from None
         if to is not None and (why := misfit(hello.identity, to)) is not None:

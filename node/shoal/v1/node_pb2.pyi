@@ -441,6 +441,7 @@ class Control(_message.Message):
     LEAVE_FIELD_NUMBER: _builtins.int
     RELAYED_FIELD_NUMBER: _builtins.int
     LOST_FIELD_NUMBER: _builtins.int
+    INTRODUCE_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def heartbeat(self) -> Global___Heartbeat: ...
     @_builtins.property
@@ -455,6 +456,10 @@ class Control(_message.Message):
     def relayed(self) -> Global___Relayed: ...
     @_builtins.property
     def lost(self) -> Global___Lost: ...
+    @_builtins.property
+    def introduce(self) -> Global___Identity:
+        """only ever relayed: the origin does not reach the target, which is to greet it instead"""
+
     def __init__(
         self,
         *,
@@ -465,12 +470,13 @@ class Control(_message.Message):
         leave: Global___Leave | None = ...,
         relayed: Global___Relayed | None = ...,
         lost: Global___Lost | None = ...,
+        introduce: Global___Identity | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["answer", b"answer", "control", b"control", "heartbeat", b"heartbeat", "install", b"install", "leave", b"leave", "lost", b"lost", "propose", b"propose", "relayed", b"relayed"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["answer", b"answer", "control", b"control", "heartbeat", b"heartbeat", "install", b"install", "introduce", b"introduce", "leave", b"leave", "lost", b"lost", "propose", b"propose", "relayed", b"relayed"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["answer", b"answer", "control", b"control", "heartbeat", b"heartbeat", "install", b"install", "leave", b"leave", "lost", b"lost", "propose", b"propose", "relayed", b"relayed"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["answer", b"answer", "control", b"control", "heartbeat", b"heartbeat", "install", b"install", "introduce", b"introduce", "leave", b"leave", "lost", b"lost", "propose", b"propose", "relayed", b"relayed"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_control: _TypeAlias = _typing.Literal["heartbeat", "propose", "answer", "install", "leave", "relayed", "lost"]  # noqa: Y015
+    _WhichOneofReturnType_control: _TypeAlias = _typing.Literal["heartbeat", "propose", "answer", "install", "leave", "relayed", "lost", "introduce"]  # noqa: Y015
     _WhichOneofArgType_control: _TypeAlias = _typing.Literal["control", b"control"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_control) -> _WhichOneofReturnType_control | None: ...
 
@@ -478,7 +484,7 @@ Global___Control: _TypeAlias = Control  # noqa: Y015
 
 @_typing.final
 class Relayed(_message.Message):
-    """Between two members whose link is cut, by way of a third that both reach."""
+    """Between two nodes whose link is cut, or that have none yet, by way of a third that both reach."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -490,7 +496,7 @@ class Relayed(_message.Message):
     target: _builtins.str
     @_builtins.property
     def control(self) -> Global___Control:
-        """about views; never itself relayed"""
+        """about views, or an introduction; never itself relayed"""
 
     def __init__(
         self,
