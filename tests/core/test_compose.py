@@ -6,10 +6,12 @@ import dataclasses
 import http.server
 import importlib.util
 import json
+import os
 import re
 import shutil
 import socketserver
 import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,6 +20,8 @@ from typing import Any
 
 import pytest
 
+from shoal.certificates.authority import Authority
+from shoal.certificates.credentials import Credentials
 from shoal.settings import Settings
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -55,6 +59,42 @@ def test_variables_of_the_parameter_server_are_ones_that_compose_reads() -> None
     text = (COMPOSE / "compose.yaml").read_text()
     given = re.findall(r"^([A-Z_]+)=", (COMPOSE / "a-psgd.env").read_text(), re.MULTILINE)
     assert all(f"${{{name}:-" in text for name in given if not name.startswith("COMPOSE_"))
+
+
+def services(path: Path) -> dict[str, str]:
+    """Their text, by name."""
+    _, _, text = path.read_text().partition("\nservices:\n")
+    parts = re.split(r"^  ([a-z-]+):", text.partition("\nvolumes:\n")[0], flags=re.MULTILINE)[1:]
+    return dict(zip(parts[::2], parts[1::2], strict=True))
+
+
+def test_whoever_trains_or_coordinates_has_a_certificate_in_the_overlay_and_is_found_by_the_others() -> None:
+    plain, secured = services(COMPOSE / "compose.yaml"), services(COMPOSE / "tls.yaml")
+    members = {name for name, text in plain.items() if "<<: *container" in text or "extends: node" in text}
+    assert members == {"node", "gpu-node", "coordinator"}
+    assert {name for name, text in secured.items() if "SHOAL_TLS: /certificates/" in text} == members
+    assert "aliases: [node]" in plain["gpu-node"], "the name by which nodes and Prometheus ask DNS"
+
+
+def test_certificates_are_made_once_renewed_when_old_and_not_given_back_to_who_was_revoked(tmp_path: Path) -> None:
+    authority, folder = tmp_path / "authority", tmp_path / "certificates"
+    own = {"AUTHORITY": str(authority), "CERTIFICATES": str(folder), "PROJECT": "p"}
+    paths = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+
+    def certs(nodes: int) -> dict[str, int]:
+        """What is there then: the serial numbers."""
+        env = {**os.environ, **own, "NODES": str(nodes), "PATH": paths}
+        subprocess.run(["sh", COMPOSE / "certs.sh"], env=env, timeout=100, check=True, capture_output=True)
+        return {path.name: Credentials(path).member.serial for path in folder.iterdir()}
+
+    made = certs(2)
+    assert set(made) == {"coordinator", "p-gpu-node-1", "p-node-1", "p-node-2"}
+    for name in ("p-node-1", "p-node-2"):
+        os.utime(folder / name / "member.pem", (0, 0))
+    Authority.of(authority).revoke("compose", "p-node-2")
+    later = certs(3)
+    assert later.pop("p-node-3") not in made.values()
+    assert {name for name in made if later[name] != made[name]} == {"p-node-1"}
 
 
 # --- Kubernetes, systemd ----------------------------------------------------------------------------------------
