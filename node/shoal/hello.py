@@ -12,6 +12,8 @@ from shoal.v1 import node_pb2 as pb
 
 KNOWN_LIMIT = 64
 """Members whose addresses a Hello passes on; one working seed is enough to find all."""
+ADDRESS_LIMIT = 256
+"""Characters of an address that a member passes on: it goes into logs."""
 
 
 def run_document(settings: Settings) -> dict[str, Any]:

@@ -62,7 +62,8 @@ class Reception:
 
     def told(self, of: pb.Identity, by: str) -> None:
         """A member names another node, or passes on that one's word that it cannot greet this one first."""
-        self._greeter.consider(Candidate(of.address, f"member {by}", of.node_id, by))
+        if len(of.address) <= hello.ADDRESS_LIMIT:
+            self._greeter.consider(Candidate(of.address, f"member {by}", of.node_id, by))
 
     def unreached(self, candidate: Candidate) -> None:
         """Nobody answered there, perhaps behind a firewall that lets nobody in: it is to greet this node, and hears
