@@ -16,6 +16,7 @@ list of whom to average with.
 import dataclasses
 import random
 
+from shoal.errors import BadFrame
 from shoal.messages import PeerId
 from shoal.roster import Action, Dropped, Installed, Pause, Refused, Roster, Send
 from shoal.succession import Next
@@ -30,7 +31,7 @@ from shoal.v1.node_pb2 import (
     ViewAnswer,
     ViewProposal,
 )
-from shoal.views import PATIENCE_S, Views, check, draft, order, settle
+from shoal.views import NUMBERS, PATIENCE_S, Views, check, draft, order, settle
 
 PROPOSAL_S = 2.0
 """A proposal that is not accepted by all within this time is dropped."""
@@ -112,7 +113,10 @@ class Agreement:
         return []
 
     def answered(self, answer: ViewAnswer, peer: PeerId, now: float) -> list[Action]:
-        """A member's word on a view of this node, or on one of its own that this node has accepted: it is withdrawn."""
+        """A member's word on a view of this node, or on one of its own that this node has accepted: it is withdrawn.
+        Raises BadFrame for a number that cannot be."""
+        if answer.number >= NUMBERS:
+            raise BadFrame(f"answer from {peer} tells of a view {answer.number}, expected less than {NUMBERS}")
         self.number = max(self.number, answer.number)
         proposal, promise = self._proposal, self._promise
         if promise is not None and promise.view.id == answer.id and promise.view.issuer == peer and not answer.accepted:
@@ -131,6 +135,7 @@ class Agreement:
         """A view that holds came from a member of it. Raises BadFrame when it is not well-formed."""
         check(view, peer)
         self.number = max(self.number, view.number)
+        self.views.saw(view)
         held, promise = self.views.view, self._promise
         if self.over or (held is not None and view.id == held.id):
             return []
@@ -245,7 +250,9 @@ class Agreement:
         parent = "" if self.views.view is None else self.views.view.id
         steps = {m.id: m.beat.step for m in self.roster.members.values()}
         others = ((identity, samples, steps.get(identity.node_id, 0)) for identity, samples in following.members)
-        return draft(self.roster, others, self.number, parent, purpose, following.cut)
+        view = draft(self.roster, others, self.number, parent, purpose, following.cut)
+        view.most = max(self.views.most, len(view.members))
+        return view
 
     def _propose(self, purpose: Purpose.ValueType, following: Next, now: float) -> list[Action]:
         view = self._draft(purpose, following)

@@ -23,6 +23,7 @@ class View:
     same_round: bool = True
     parent: str = ""  # id of the view before; none: it is the first
     cut: tuple[tuple[PeerId, PeerId], ...] = ()  # members that do not reach each other, the lower id first
+    most: int = 0  # members of the largest view of the run, if that was larger
 
 
 class Host(Protocol):

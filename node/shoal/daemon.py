@@ -19,6 +19,7 @@ from shoal.child import Child
 from shoal.discovery import Discovery
 from shoal.folder import StateFolder
 from shoal.greeter import Greeter
+from shoal.hello import KNOWN_LIMIT
 from shoal.membership import Membership
 from shoal.metrics import Metrics
 from shoal.packed import Packed
@@ -182,7 +183,9 @@ class Daemon:
         """Those of the incarnation that follows on this one: at the same addresses, from the last checkpoint if any."""
         saved = self.talk.checkpoint or self.talk.trained.get("checkpoint", "")
         resume = self.settings.resume or bool(saved)
-        return dataclasses.replace(self.settings, listen=self.bound, http=self.web.address, resume=resume)
+        met = [m.identity.address for m in self.membership.roster.members.values() if not m.coordinates]
+        peers = tuple(dict.fromkeys([*self.settings.peers, *met]))[:KNOWN_LIMIT]
+        return dataclasses.replace(self.settings, listen=self.bound, http=self.web.address, resume=resume, peers=peers)
 
     # --- the run, as its trainer sees it ------------------------------------------------------------------------
 

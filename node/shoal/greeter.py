@@ -7,6 +7,7 @@ from collections.abc import Awaitable, Callable
 
 from shoal.discovery import Candidate
 from shoal.errors import PeerError, Unreached
+from shoal.v1 import node_pb2 as pb
 
 log = logging.getLogger("shoal")
 
@@ -14,6 +15,8 @@ LOADING = "still loading its model and data"
 """How a node refuses that does not know its task's fingerprint yet: it is asked again, and nobody is warned."""
 AGAIN_S = (0.2, 5.0)
 """Waits between Hellos to an address that does not answer: the first, and the longest."""
+LOADING_S = 600.0
+"""How long one that was only heard of may say that it still loads."""
 SAID_LIMIT = 1_000
 """Addresses and peers whose last complaint is remembered."""
 COMPLAINTS_A_MINUTE = 60
@@ -26,28 +29,31 @@ again with the next Hello."""
 
 
 class Greeter:
-    """Says Hello to candidates until they answer. Static ones are tried for ever, hints are given up at last; a
-    coordinator is tried once, for `Seeking` never tires of asking."""
+    """Says Hello to candidates until they answer. Static ones are tried for ever, and again when they are lost; hints
+    are given up at last; a coordinator is tried once, for `Seeking` never tires of asking."""
 
     def __init__(
         self,
-        greet: Callable[[str], Awaitable[object]],
+        greet: Callable[[str], Awaitable[pb.Hello]],
         is_known: Callable[[Candidate], bool],
         unreached: Callable[[Candidate], None] = lambda _: None,
     ) -> None:
-        """`unreached` is told of each attempt that nobody answered."""
+        """`unreached` is told of each attempt that nobody answered, or another node."""
         self._greet, self._is_known, self._unreached = greet, is_known, unreached
-        self._tasks: dict[str, asyncio.Task[None]] = {}
+        self._tasks: dict[tuple[str, str, bool], asyncio.Task[None]] = {}
         self._said: dict[str, str] = {}  # the last complaint about each, so that it is told once; the last said last
         self._minute, self._complaints = 0, 0  # of the loop's clock, and in it
 
     def consider(self, candidate: Candidate) -> None:
         """An address turned up: greet it, unless that node is known or being greeted."""
         crowded = len(self._tasks) >= AT_ONCE and candidate.source not in GIVEN
-        if candidate.address not in self._tasks and not crowded and not self._is_known(candidate):
+        # Two nodes may have the same private address, and a coordinator is looked for by its own clock.
+        key = candidate.address, candidate.node_id, candidate.source == "--coordinator"
+        known = self._is_known(candidate) and candidate.source != "static"
+        if key not in self._tasks and not crowded and not known:
             task = asyncio.get_running_loop().create_task(self._try(candidate), name=f"greeting {candidate.address}")
-            self._tasks[candidate.address] = task
-            task.add_done_callback(lambda _: self._tasks.pop(candidate.address, None))
+            self._tasks[key] = task
+            task.add_done_callback(lambda _: self._tasks.pop(key, None))
 
     def complain(self, about: str, text: str) -> None:
         """Warn of a peer's fault, once for each new text, and of so many a minute."""
@@ -80,19 +86,32 @@ class Greeter:
         await asyncio.gather(*tasks, return_exceptions=True)
 
     async def _try(self, candidate: Candidate) -> None:
+        """Until that node has answered; who is to be found there for good, by the user's word, again whenever it is not
+        known any more: it may have started again, and know nobody."""
         wait_s, longest_s = AGAIN_S
-        while not self._is_known(candidate):
-            try:
-                await self._greet(candidate.address)
-            except PeerError as error:
-                self.complain(candidate.address, f"{error} (found by {candidate.source})")
-                if isinstance(error, Unreached):
-                    self._unreached(candidate)
-                if candidate.source == "--coordinator":
-                    return
-                if candidate.source != "static" and LOADING not in str(error) and wait_s >= longest_s:
-                    return
-            else:
+        loop = asyncio.get_running_loop()
+        began = loop.time()
+        while True:
+            if not self._is_known(candidate):
+                try:
+                    answered = await self._greet(candidate.address)
+                except PeerError as error:
+                    self.complain(candidate.address, f"{error} (found by {candidate.source})")
+                    if isinstance(error, Unreached):
+                        self._unreached(candidate)
+                    patience_s = LOADING_S if LOADING in str(error) else 0.0
+                    tired = wait_s >= longest_s and loop.time() - began >= patience_s
+                    if candidate.source == "--coordinator" or (candidate.source != "static" and tired):
+                        return
+                else:
+                    if candidate.node_id and answered.identity.node_id != candidate.node_id:
+                        self._unreached(candidate)  # another one has that address here
+                    if candidate.source != "static":
+                        return
+                    candidate, wait_s = candidate._replace(node_id=answered.identity.node_id), AGAIN_S[0]
+            elif candidate.source != "static":
                 return
+            else:
+                wait_s = longest_s
             await asyncio.sleep(wait_s * random.uniform(0.5, 1.0))
             wait_s = min(longest_s, 2 * wait_s)

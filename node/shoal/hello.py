@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import random
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -43,7 +44,7 @@ def own(
         element_bytes=ready["element_bytes"],
         samples=ready["samples"],
         label_histogram=ready["histogram"],
-        known=list(known)[:KNOWN_LIMIT],
+        known=_passed_on(known),
         memory=pb.SharedMemory(**ready["memory"]) if ready.get("memory") else None,
     )
 
@@ -66,8 +67,16 @@ def of_coordinator(
     hello.ClearField("label_histogram")
     hello.ClearField("known")
     hello.ClearField("memory")
-    hello.known.extend(list(known)[:KNOWN_LIMIT])
+    hello.known.extend(_passed_on(known))
     return hello
+
+
+def _passed_on(known: Iterable[pb.Identity]) -> list[pb.Identity]:
+    """Coordinators, and nodes at random where they are too many: others then tell of the rest."""
+    members = list(known)
+    first = [m for m in members if m.role == pb.ROLE_COORDINATOR][:KNOWN_LIMIT]
+    nodes = [m for m in members if m.role != pb.ROLE_COORDINATOR]
+    return first + random.sample(nodes, min(len(nodes), KNOWN_LIMIT - len(first)))
 
 
 def compare(ours: pb.Hello, theirs: pb.Hello) -> str | None:

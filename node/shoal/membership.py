@@ -27,7 +27,7 @@ from shoal.v1.node_pb2 import (
     Phase,
     View,
 )
-from shoal.views import Views
+from shoal.views import MEMBERS_LIMIT, Views
 
 JITTER = 0.1
 """Heartbeats of many nodes must not fall into step: each interval is so much longer or shorter, at random."""
@@ -35,7 +35,6 @@ SMOOTHING = 0.125
 """Weight of a new round-trip time (RFC 6298, section 2)."""
 SENT_LIMIT = 1024
 """Heartbeats whose time of sending is kept; an answer to an older one says nothing new."""
-MEMBERS_LIMIT = 10_000
 ID_LIMIT = 64
 """Characters of a view's id."""
 
@@ -155,13 +154,20 @@ class Membership:
     def _about_views(self, control: Control, peer: PeerId, now: float) -> list[Action]:
         match control.WhichOneof("control"):
             case "propose":
-                return self.agreement.proposed(control.propose.view, peer, now)
+                view = control.propose.view
+                return [*self.agreement.proposed(view, peer, now), *self._introduced(view, peer)]
             case "answer":
                 return self.agreement.answered(control.answer, peer, now)
             case "install":
-                return self.agreement.given(control.install, peer)
+                return [*self.agreement.given(control.install, peer), *self._introduced(control.install, peer)]
             case other:
                 raise BadFrame(f"{other or 'nothing'} from {peer} where a proposal, an answer or a view was expected")
+
+    def _introduced(self, view: View, by: PeerId) -> list[Action]:
+        """Members of a view whom this node has never met: they came while it was away."""
+        known = {self.roster.me.node_id, *self.roster.members}
+        strangers = (m for m in view.members if m.node_id not in known)
+        return [Introduced(identity, by) for identity in strangers]
 
     def mine(
         self,
@@ -193,7 +199,7 @@ class Membership:
         self._forgive(now)
         actions: list[Action] = []
         if now >= self._look_at:
-            self._look_at = now + look_s(self.heartbeat_s, len(self.roster.members))
+            self._look_at = now + look_s(self.heartbeat_s, self.roster.size)
             actions = self._after(now)
         if self._beat_at is None or now >= self._beat_at:
             news = self._beat_at is None
@@ -281,6 +287,7 @@ class Membership:
             if state is State.ALIVE and not member.joined:
                 member.joined = True
                 actions.append(Joined(member.id, member.identity.incarnation))
+        self.roster.size = len(self.roster.around())
         actions += self.agreement.step(now)
         unheard = self.views.succession.unheard(now)
         if unheard != self._unheard:

@@ -9,7 +9,7 @@ from shoal.discovery import Candidate
 from shoal.errors import Mismatch
 from shoal.greeter import LOADING, Greeter
 from shoal.membership import Membership
-from shoal.roster import Action
+from shoal.roster import Action, State
 from shoal.seeking import Seeking
 from shoal.settings import Settings
 from shoal.v1 import node_pb2 as pb
@@ -62,8 +62,11 @@ class Reception:
 
     def told(self, of: pb.Identity, by: str) -> None:
         """A member names another node, or passes on that one's word that it cannot greet this one first."""
-        if len(of.address) <= hello.ADDRESS_LIMIT:
-            self._greeter.consider(Candidate(of.address, f"member {by}", of.node_id, by))
+        candidate, me = Candidate(of.address, f"member {by}", of.node_id, by), self._membership.roster.me
+        if of.address == me.address and of.node_id != me.node_id:
+            self.unreached(candidate)  # in another network, where that address is another's
+        elif len(of.address) <= hello.ADDRESS_LIMIT:
+            self._greeter.consider(candidate)
 
     def unreached(self, candidate: Candidate) -> None:
         """Nobody answered there, perhaps behind a firewall that lets nobody in: it is to greet this node, and hears
@@ -76,9 +79,15 @@ class Reception:
         return self._memories.get(peer_id)
 
     def is_known(self, candidate: Candidate) -> bool:
-        """Whether that address is this node's own, or a live member's. A coordinator that starts again at its address
-        counts on being greeted: it counts as known while it is linked."""
-        me, around = self._membership.roster.me, self._membership.roster.around()
-        mine = candidate.node_id == me.node_id or candidate.address == me.address
-        here = [m for m in around if m.identity.address == candidate.address]
-        return mine or any(m.linked or not m.coordinates for m in here)
+        """Whether that is this node itself, or a member that is here, or has ended in order: by its id where a link
+        stands, else by its address. A coordinator that starts again counts on being greeted: it is here while linked.
+        """
+        me, node_id = self._membership.roster.me, candidate.node_id
+        if node_id == me.node_id or (not node_id and candidate.address == me.address):
+            return True
+        for m in self._membership.roster.members.values():
+            its_place = m.identity.address == candidate.address and node_id in ("", m.id)
+            here = m.state is not State.GONE and (m.linked or (its_place and not m.coordinates))
+            if (here and (its_place or node_id == m.id)) or (its_place and m.finished):
+                return True
+        return False

@@ -170,6 +170,7 @@ class Roster:
         self.suspect_after_s, self.heartbeat_s = suspect_after_s, heartbeat_s
         self.mine = Heartbeat(loss=math.nan)  # as the trainer told it
         self.members: dict[PeerId, Member] = {}
+        self.size = 0  # members that were not gone when they were last looked at
         self.number = 0  # of the last heartbeat sent
         self._gradients: dict[PeerId, int] = {}
 
@@ -197,7 +198,7 @@ class Roster:
     @property
     def usual_s(self) -> float:
         """Seconds between two heartbeats of a member to the same one, in a shoal of this size."""
-        return interval_s(self.heartbeat_s, len(self.members))
+        return interval_s(self.heartbeat_s, self.size)
 
     def find(self, identity: Identity) -> Member | None:
         """The member that is this very incarnation."""

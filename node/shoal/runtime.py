@@ -171,7 +171,7 @@ class Runtime:
                 self.computed.forget()
             self.round = view.round
             self.kept_corrections = view.same_round
-        self._budget, self._rounds = s.total_gradients(n), s.total_rounds(n)
+        self._budget, self._rounds = s.total_gradients(max(n, view.most)), s.total_rounds(n)
         self._graph_neighbours = [view.members[j] for j in drawn.neighbours[rank]]
         self._reachable = None
         self.collective.enter(view.id, view.members, self._exchange(view.round))

@@ -70,6 +70,7 @@ class Talk:
             same_round=view.same_round,
             parent=view.parent,
             cut=[[edge.a, edge.b] for edge in view.cut],
+            most=view.most,
             model_from=model_from,
         )
 

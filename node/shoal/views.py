@@ -27,6 +27,10 @@ from shoal.v1.node_pb2 import (
     ViewAnswer,
 )
 
+MEMBERS_LIMIT = 10_000
+"""Members that a node knows at most."""
+NUMBERS = 1 << 63
+"""Views are numbered below this: the next number must fit, too."""
 PATIENCE_S = 3.0
 """How long the others leave a newcomer to the lowest id, which may not hear it."""
 
@@ -41,13 +45,19 @@ class Views:
         self.succession = Succession(roster, on_partition=on_partition)
         self.min_nodes, self.synchronous, self.settle_s = min_nodes, synchronous, settle_s
         self.view: View | None = None
+        self.most = 0  # members of the largest view of this run: a side of a split run does not want fewer gradients
         self.open = False  # a proposal is made or accepted, and not settled
         self._members: frozenset[tuple[PeerId, int]] = frozenset()  # of the view
         self._first_beat = 0  # number of the first heartbeat after the view was installed
         self._since: float | None = None  # since when enough nodes are ready, or somebody waits to be taken in
 
+    def saw(self, view: View) -> None:
+        """A view of this run holds somewhere, whether this node is in it or not."""
+        self.most = max(self.most, view.most, len(view.members))
+
     def install(self, view: View) -> None:
         """The view holds from now on. A mean of an earlier one is none any more."""
+        self.saw(view)
         self.view, self._since = view, None
         if self.roster.mine.phase == PHASE_AVERAGED:
             self.roster.mine.phase = PHASE_FINISHED
@@ -288,11 +298,13 @@ def check(view: View, sender: PeerId) -> None:
         f"has the id {view.id[:32]!r}, expected {view_id(view)}": view.id != view_id(view),
         "has members that are not sorted, or twice the same": ids != sorted(set(ids)),
         f"has {len(view.samples)} counts of samples for {len(ids)} members": len(view.samples) != len(ids),
+        f"has the number {view.number}, expected less than {NUMBERS}": view.number >= NUMBERS,
         f"has the unknown purpose {view.purpose}": view.purpose not in (PURPOSE_TRAIN, PURPOSE_FINISH),
         f"is of {view.issuer[:32]!r}, who is no member": view.issuer not in ids,
         "has cut links that are not pairs of members, sorted": not _are_pairs(view, ids),
         "names as source or behind who is no member": not {*view.behind, view.source or view.issuer} <= set(ids),
         "takes its model from one who has none": view.source in view.behind,
+        f"says that {view.most} members are the most, expected at most {MEMBERS_LIMIT}": view.most > MEMBERS_LIMIT,
     }
     for fault, true in faults.items():
         if true:

@@ -7,7 +7,7 @@ import pytest
 from shoal.agreement import PROMISE_S, PROPOSAL_S
 from shoal.errors import BadFrame
 from shoal.membership import Membership
-from shoal.roster import Action, Dropped, Installed, Pause, Refused, Send
+from shoal.roster import Action, Dropped, Installed, Introduced, Pause, Refused, Send
 from shoal.v1.node_pb2 import (
     PHASE_AVERAGED,
     PHASE_FINISHED,
@@ -23,7 +23,7 @@ from shoal.v1.node_pb2 import (
     ViewAnswer,
     ViewProposal,
 )
-from shoal.views import check, view_id
+from shoal.views import MEMBERS_LIMIT, NUMBERS, check, view_id
 
 
 def node(name: str, incarnation: int = 1) -> Identity:
@@ -495,3 +495,53 @@ def test_a_view_whose_parts_do_not_fit_is_a_bad_frame(bad: View, words: str) -> 
         with pytest.raises(BadFrame):
             members.heard("a", control, 0.1)
     assert members.view is None
+
+
+# --- what a view tells besides its members --------------------------------------------------------------------------
+
+
+def test_members_whom_a_node_has_never_met_are_introduced_by_a_view() -> None:
+    members = joined("b", "a")
+    strangers = {"z", "c"}
+    actions = members.heard("a", Control(install=view("a", "abcz")), 0.1)
+    assert {a.identity.node_id for a in actions if isinstance(a, Introduced)} == strangers
+    actions = members.heard("a", Control(propose=ViewProposal(view=view("a", "abcz", number=2))), 0.2)
+    assert {a.identity.node_id for a in actions if isinstance(a, Introduced)} == strangers
+    actions = members.heard("a", Control(install=view("a", "ab", number=3)), 0.3)
+    assert [a for a in actions if isinstance(a, Introduced)] == []
+
+
+def test_the_size_of_the_largest_view_is_passed_on_by_who_was_in_none() -> None:
+    """`b` has started again on one side of a split run, and takes part in the view that takes it in."""
+    members = joined("b", "c")
+    large = view("a", "aceg")
+    members.heard("c", Control(install=large), 0.1)
+    assert members.view is None
+    says(members, "c", PHASE_RUNNING, 0.2)
+    small = view("c", "bc", number=2, parent=large.id)
+    members.heard("c", Control(install=small), 0.3)
+    members.met(node("d"), 1, 0.4)
+    members.link_up("d", 0.4)
+    actions = says(members, "d", PHASE_READY, 0.5)
+    (taken_in,) = [a.view for a in actions if isinstance(a, Installed)]
+    assert ("".join(m.node_id for m in taken_in.members), taken_in.most) == ("bcd", 4)
+
+
+@pytest.mark.parametrize("number", [NUMBERS, 2**64 - 1])
+def test_a_number_after_which_none_can_come_is_refused(number: int) -> None:
+    members = joined("a", "b")
+    for control in (
+        Control(answer=ViewAnswer(number=number)),
+        Control(install=view("b", "ab", number=number)),
+        Control(propose=ViewProposal(view=view("b", "ab", number=number))),
+    ):
+        with pytest.raises(BadFrame, match=f"{number}, expected less than"):
+            members.heard("b", control, 0.1)
+    assert members.agreement.number == 0
+
+
+def test_no_view_says_that_there_were_more_members_than_can_be() -> None:
+    large = view("b", "ab")
+    large.most = MEMBERS_LIMIT + 1
+    with pytest.raises(BadFrame, match="10001 members are the most"):
+        check(large, "b")

@@ -21,9 +21,10 @@ class Network:
         self.answer = asyncio.Event()
         self.greeter = Greeter(self._greet, lambda candidate: False)
 
-    async def _greet(self, address: str) -> None:
+    async def _greet(self, address: str) -> pb.Hello:
         self.greeted.append(address)
         await self.answer.wait()
+        return pb.Hello()
 
 
 @pytest.fixture
@@ -83,7 +84,7 @@ async def test_a_hint_that_does_not_answer_is_given_up(network: Network, monkeyp
     monkeypatch.setattr(greeter, "AGAIN_S", (0.001, 0.004))
     tried: list[str] = []
 
-    async def silent(address: str) -> None:
+    async def silent(address: str) -> pb.Hello:
         tried.append(address)
         raise PeerError(f"no Hello from {address}")
 
@@ -100,7 +101,7 @@ async def test_each_attempt_that_nobody_answers_is_told_and_no_refusal_is(monkey
     told: list[Candidate] = []
     errors = [Unreached("no Hello from 192.0.2.1:1"), Mismatch("of another shoal"), Unreached("no Hello from it")]
 
-    async def greet(address: str) -> None:
+    async def greet(address: str) -> pb.Hello:
         raise errors.pop()
 
     it = Greeter(greet, lambda candidate: False, told.append)
@@ -110,6 +111,64 @@ async def test_each_attempt_that_nobody_answers_is_told_and_no_refusal_is(monkey
         while it._tasks:
             await asyncio.sleep(0.001)
     assert told == [hint, hint]
+
+
+async def test_who_was_named_by_the_user_is_greeted_again_when_it_is_lost(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(greeter, "AGAIN_S", (0.001, 0.001))
+    here: set[str] = set()
+    greeted = asyncio.Event()
+
+    async def greet(address: str) -> pb.Hello:
+        here.add("z")
+        greeted.set()
+        return pb.Hello(identity=pb.Identity(node_id="z", address="elsewhere:1"))
+
+    it = Greeter(greet, lambda candidate: candidate.node_id in here)
+    it.consider(Candidate("192.0.2.1:1", "static"))
+    async with asyncio.timeout(30):
+        for _ in range(3):
+            await greeted.wait()
+            await asyncio.sleep(0.005)
+            assert it._tasks
+            here.clear()
+            greeted.clear()
+    await it.close()
+
+
+async def test_another_node_at_that_address_is_told_like_no_answer() -> None:
+    told: list[Candidate] = []
+
+    async def greet(address: str) -> pb.Hello:
+        return pb.Hello(identity=pb.Identity(node_id="y"))
+
+    it = Greeter(greet, lambda candidate: False, told.append)
+    hint = Candidate("192.0.2.1:1", "member x", "z", "x")
+    it.consider(hint)
+    await turn()
+    assert (told, it._tasks) == ([hint], {})
+
+
+async def test_a_hint_that_loads_for_ever_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(greeter, "AGAIN_S", (0.001, 0.002))
+    monkeypatch.setattr(greeter, "LOADING_S", 0.01)
+
+    async def greet(address: str) -> pb.Hello:
+        raise Mismatch(f"z is {greeter.LOADING}; ask again")
+
+    it = Greeter(greet, lambda candidate: False)
+    it.consider(Candidate("192.0.2.1:1", "member x", "z", "x"))
+    async with asyncio.timeout(30):
+        while it._tasks:
+            await asyncio.sleep(0.001)
+
+
+def test_of_many_members_coordinators_and_a_random_part_are_passed_on() -> None:
+    nodes = [pb.Identity(node_id=f"n-{k:03}") for k in range(3 * hello.KNOWN_LIMIT)]
+    known = [*nodes, pb.Identity(node_id="z", role=pb.ROLE_COORDINATOR)]
+    told = [hello.of_coordinator("x", nodes[0], None, known).known for _ in range(100)]
+    assert {len(one) for one in told} == {hello.KNOWN_LIMIT}
+    assert all("z" in {m.node_id for m in one} for one in told)
+    assert {m.node_id for one in told for m in one} == {m.node_id for m in known}
 
 
 @pytest.mark.parametrize("document", ["[" * 100_000, '{"a":' * 100_000, "", "[]", "\x00"])

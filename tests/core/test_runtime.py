@@ -244,3 +244,13 @@ def test_a_step_before_any_gradient_of_this_process_has_no_loss_to_be_judged_by(
     assert worker.host.counts == 1
     assert worker.runtime.computed.last_loss is None
     assert (worker.runtime.steps, worker.runtime.gradients) == (1, 0)
+
+
+async def test_a_side_of_a_split_run_wants_the_gradients_of_the_whole() -> None:
+    b = Worker()
+    b.runtime.install(View("v", ("a", "b", "c", "d"), (1, 1, 1, 1)))
+    assert b.runtime.progress == 1 / 4
+    b.runtime.install(View("w", ("a", "b"), (1, 1), parent="v", most=4))
+    assert b.runtime.progress == 1 / 4
+    b.runtime.install(View("x", ("a", "b", "c", "d", "e"), (1, 1, 1, 1, 1), parent="w", most=5))
+    assert b.runtime.progress == 1 / 5

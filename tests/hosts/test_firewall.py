@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from certificates_kit import Members
 from netlab import Host, hosts, why_not
 from safetensors.torch import load_file
 
@@ -27,10 +28,10 @@ def lab() -> Iterator[list[Host]]:
         yield made
 
 
-def start(host: Host, folder: Path, k: int, peer: str) -> "subprocess.Popen[bytes]":
+def start(host: Host, folder: Path, k: int, peer: str, trust: list[str]) -> "subprocess.Popen[bytes]":
     run = ["--task", "quadratic", "--partition", "iid", "--rounds", "30", "--min-nodes", "3", "--device", "cpu"]
-    place = ["--listen", f"{host.ip}:{PORT}", "--insecure", "--discovery", "static", "--log", "human"]
-    own = ["--name", host.name, "--shard", f"{k}/3", "--state-dir", str(folder / host.name), "--peers", peer]
+    place = ["--listen", f"{host.ip}:{PORT}", *trust, "--discovery", "static", "--log", "human"]
+    own = ["--shard", f"{k}/3", "--state-dir", str(folder / host.name), "--peers", peer]
     with (folder / f"{host.name}.log").open("wb") as log:
         command = [sys.executable, "-m", "shoal", "node", "--shoal", "wall", *run, *place, *own]
         return host.start(command, stdout=log, stderr=log)
@@ -44,16 +45,20 @@ def wait_for(words: str, log: Path) -> None:
         time.sleep(0.1)
 
 
-@pytest.mark.parametrize("last", [0, 2])
-def test_a_node_behind_a_firewall_trains_with_the_others(lab: list[Host], tmp_path: Path, last: int) -> None:
+@pytest.mark.parametrize(("last", "tls"), [(0, False), (2, False), (0, True)])
+def test_a_node_behind_a_firewall_trains_with_the_others(lab: list[Host], tmp_path: Path, last: int, tls: bool) -> None:
     """Each knows one other; the one that comes last finds the two others linked already. If that is not the one behind
     the wall, it hears of one that it cannot greet."""
     lab[2].sh(WALL)
+    trust = [["--name", host.name, "--insecure"] for host in lab]
+    if tls:
+        members = Members(tmp_path / "certificates")
+        trust = [["--tls", str(members.issue(host.name, shoal="wall"))] for host in lab]
     first, second = (k for k in range(3) if k != last)
     nodes = []
     try:
         for k in (first, second, last):
-            nodes.append(start(lab[k], tmp_path, k, f"{lab[1 if k != 1 else 0].ip}:{PORT}"))
+            nodes.append(start(lab[k], tmp_path, k, f"{lab[1 if k != 1 else 0].ip}:{PORT}", trust[k]))
             if k == second:
                 wait_for(f"{lab[second].name}-", tmp_path / f"{lab[first].name}.log")
         assert [node.wait(PATIENCE_S) for node in nodes] == [0, 0, 0]

@@ -11,7 +11,7 @@ from typing import Any
 import ifaddr
 import pytest
 
-from shoal.discovery import Candidate, Discovery, Mdns, Static, interfaces, join
+from shoal.discovery import Candidate, Discovery, Mdns, Static, interfaces, join, multicast
 from shoal.discovery.multicast import OTHERS_LIMIT
 from shoal.errors import SettingsError
 from shoal.v1.node_pb2 import Identity
@@ -122,6 +122,19 @@ async def main():
 
 asyncio.run(main())
 """
+
+
+@pytest.mark.live
+async def test_what_is_announced_is_told_again_for_a_browser_asks_in_its_first_seconds_only(
+    unique: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(multicast, "LOOK_AGAIN_S", 0.5)
+    me, other, shoal = f"node-a-{unique}", f"node-b-{unique}", f"shoal-{unique}"
+    async with announced(me, shoal, 7101) as mdns, announced(other, shoal, 7102), asyncio.timeout(60):
+        candidates = mdns.candidates()
+        for _ in range(3):
+            while (await anext(candidates)).node_id != other:
+                pass
 
 
 @pytest.mark.live

@@ -141,6 +141,25 @@ def test_a_member_that_was_killed_and_starts_again_takes_part_in_the_rounds_that
         assert len(losses(first)) == 20
 
 
+@pytest.mark.parametrize("dies", ["node", "trainer"])
+def test_the_one_node_that_all_others_name_starts_again_and_knows_nobody(tmp_path: Path, dies: str) -> None:
+    with shoal_in(tmp_path, rounds=20, **held(tmp_path, 5)) as shoal:
+        seed, second, third = shoal.start_all(3)
+        shoal.until_step(5, seed, second, third)
+        address = shoal.until(seed.facts, "it listens")["address"]
+        if dies == "trainer":
+            os.kill(trainer(seed), signal.SIGKILL)
+        else:
+            seed.process.kill()
+            seed.process.wait()
+            seed = shoal.start("node-1", shard="0/3", min_nodes=3, listen=address, peers="")
+        shoal.until(lambda: own(seed).get("incarnation") == 2, "it lives again")
+        shoal.until_logged("3 members: training goes on", second, third)
+        let_go(tmp_path)
+        assert shoal.codes(seed, second, third) == [0, 0, 0]
+        assert_one_model([seed, second, third])
+
+
 # --- half a node dies ---------------------------------------------------------------------------------------------
 
 

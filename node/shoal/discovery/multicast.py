@@ -27,6 +27,7 @@ ADDRESSES_LIMIT = 4
 """Addresses of one node that are tried."""
 SHOAL_BYTES = 240
 """Length of a shoal's name: it is one string of a TXT record, which holds 255 bytes (RFC 6763, section 6.1)."""
+LOOK_AGAIN_S = 60.0
 VIRTUAL = ("docker", "br-", "veth")
 """How interfaces begin that lead to containers of this machine only."""
 
@@ -44,6 +45,7 @@ class Mdns:
         self._names: asyncio.Queue[str | None] = asyncio.Queue(QUEUE_LIMIT)
         self._announced: Any = None
         self._browser: AsyncServiceBrowser | None = None
+        self._again: asyncio.Task[None] | None = None
         self._closed = False
 
     @classmethod
@@ -92,6 +94,9 @@ class Mdns:
         if self._closed:
             return
         self._closed = True
+        if self._again is not None:
+            self._again.cancel()
+            await asyncio.gather(self._again, return_exceptions=True)
         if self._browser is not None:
             await self._browser.async_cancel()
         if self._announced is not None:
@@ -111,7 +116,20 @@ class Mdns:
     async def _start(self) -> None:
         # No probe for the name, which costs a second: ids are unique, and Hello names two nodes that share one.
         self._announced = await self._zero.async_register_service(self._info, cooperating_responders=True)
-        self._browser = AsyncServiceBrowser(self._zero.zeroconf, SERVICE, handlers=[self._changed])
+        self._browser = self._looking()
+        self._again = asyncio.create_task(self._look_again(), name="mdns asks again")
+
+    def _looking(self) -> AsyncServiceBrowser:
+        return AsyncServiceBrowser(self._zero.zeroconf, SERVICE, handlers=[self._changed])
+
+    async def _look_again(self) -> None:
+        """A browser asks in its first seconds, then hardly ever: what was lost meanwhile, or could not pass, would be
+        missed. A new one tells of all that is known, too."""
+        while True:
+            await asyncio.sleep(LOOK_AGAIN_S)
+            before, self._browser = self._browser, self._looking()
+            if before is not None:
+                await before.async_cancel()
 
     def _changed(
         self, zeroconf: zeroconf.Zeroconf, service_type: str, name: str, state_change: ServiceStateChange

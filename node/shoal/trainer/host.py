@@ -206,7 +206,14 @@ class TrainerHost:
                 members, samples = tuple(fields["members"]), tuple(fields["samples"])
                 cut = tuple((a, b) for a, b in fields["cut"])
                 view = View(
-                    fields["id"], members, samples, fields["round"], fields["same_round"], fields["parent"], cut
+                    fields["id"],
+                    members,
+                    samples,
+                    fields["round"],
+                    fields["same_round"],
+                    fields["parent"],
+                    cut,
+                    fields["most"],
                 )
                 self._on_view(view, fields["purpose"], fields["model_from"])
             case "pause":

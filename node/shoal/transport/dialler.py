@@ -1,6 +1,7 @@
 """The side that calls: Hello to an address, and the two streams to each peer."""
 
 import asyncio
+import contextlib
 import itertools
 import logging
 import random
@@ -46,6 +47,7 @@ class Dialler:
         self._attempts = itertools.count(1)
         self._dialled: dict[str, asyncio.Task[None]] = {}
         self._leaving: set[asyncio.Task[None]] = set()
+        self._strangers: set[str] = set()  # who does not know this node any more
         self.failed: dict[str, str] = {}
         """Peers that were dialled in vain since they were last connected -> where, and why."""
 
@@ -121,6 +123,10 @@ class Dialler:
             else:
                 failures += 1
                 self.failed[peer_id] = f"{peer.address}: {reason}"
+            if peer_id in self._strangers:  # it has started again, or has lost our Hello
+                self._strangers.discard(peer_id)
+                with contextlib.suppress(PeerError):
+                    await self.greet(peer.address)
             longest = min(self._redial_most_s, self._redial_least_s * 2.0 ** min(failures, 30))
             await asyncio.sleep(longest * random.uniform(0.5, 1))
 
@@ -161,6 +167,8 @@ class Dialler:
             except TimeoutError:
                 return False, f"the streams did not stand within {STAND_TIMEOUT_S:g} s"
             except grpc.RpcError as error:
+                if error.code() is grpc.StatusCode.FAILED_PRECONDITION:
+                    self._strangers.add(peer.node_id)
                 return False, _words(error.code(), error.details())
             if peer.node_id < me.node_id and peer.node_id in self._peers.live:
                 return True, f"{peer.node_id} has opened them meanwhile"

@@ -25,7 +25,7 @@ from cryptography import x509
 
 from shoal.certificates.credentials import Credentials
 from shoal.certificates.member import Member
-from shoal.errors import PeerError, Untrusted
+from shoal.errors import Unreached, Untrusted
 from shoal.fields import parse_address
 from shoal.transport.channels import host_of
 from shoal.v1 import node_pb2 as pb
@@ -96,20 +96,20 @@ class Tls:
             raise Untrusted(f"the {member.role} {member.name} may not call {method}")
 
     async def reach(self, address: str) -> Member:
-        """Who listens there, by a certificate that holds. Raises Untrusted, or PeerError when nobody answers so."""
+        """Who listens there, by a certificate that holds. Raises Untrusted, or Unreached when nobody answers so."""
         try:
             async with asyncio.timeout(REACH_TIMEOUT_S):
                 der = await self._look(*parse_address(address))
         except ssl.SSLCertVerificationError as error:
             raise Untrusted(f"the certificate of {address} does not hold: {error.verify_message}") from None
         except ssl.SSLError as error:
-            raise PeerError(
+            raise Unreached(
                 f"{address} speaks no {VERSION}: {error.reason or error}; was it started with --tls?"
             ) from None
         except TimeoutError:
-            raise PeerError(f"{address} did not answer within {REACH_TIMEOUT_S:g} s") from None
+            raise Unreached(f"{address} did not answer within {REACH_TIMEOUT_S:g} s") from None
         except (OSError, ValueError) as error:
-            raise PeerError(f"{address} cannot be reached: {error}") from None
+            raise Unreached(f"{address} cannot be reached: {error}") from None
         if der is None:
             mine = self.credentials.member
             remedy = "look at both with `shoal certs show`"

@@ -613,6 +613,7 @@ class View(_message.Message):
     CUT_FIELD_NUMBER: _builtins.int
     SOURCE_FIELD_NUMBER: _builtins.int
     BEHIND_FIELD_NUMBER: _builtins.int
+    MOST_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     """hash of number, issuer and its incarnation, members, parent"""
     number: _builtins.int
@@ -626,6 +627,8 @@ class View(_message.Message):
     """all members stood at that round, so corrections may be kept"""
     source: _builtins.str
     """whose model counts, for those who need one"""
+    most: _builtins.int
+    """members of the largest view of the run, as far as the issuer knows; 0: this one"""
     @_builtins.property
     def members(self) -> _containers.RepeatedCompositeFieldContainer[Global___Identity]:
         """sorted by node_id"""
@@ -658,10 +661,11 @@ class View(_message.Message):
         cut: _abc.Iterable[Global___Edge] | None = ...,
         source: _builtins.str = ...,
         behind: _abc.Iterable[_builtins.str] | None = ...,
+        most: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["behind", b"behind", "cut", b"cut", "id", b"id", "issuer", b"issuer", "issuer_incarnation", b"issuer_incarnation", "members", b"members", "number", b"number", "parent", b"parent", "purpose", b"purpose", "round", b"round", "same_round", b"same_round", "samples", b"samples", "source", b"source"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["behind", b"behind", "cut", b"cut", "id", b"id", "issuer", b"issuer", "issuer_incarnation", b"issuer_incarnation", "members", b"members", "most", b"most", "number", b"number", "parent", b"parent", "purpose", b"purpose", "round", b"round", "same_round", b"same_round", "samples", b"samples", "source", b"source"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
