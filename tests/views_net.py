@@ -35,6 +35,8 @@ class Node:
     log: list[tuple[float, Action]] = dataclasses.field(default_factory=list)
     running: bool = True
     round: int = 0  # that is to come, in a synchronous run
+    model_round: int = 0  # that its own model stands at, while it lacks another's
+    model_from: str = ""
     model: object = "x0"  # equal where replicas are
     paused: bool = False
     lacks_model: bool = False
@@ -208,17 +210,24 @@ class Net:
 
     def _paused(self, name: str, node: Node) -> None:
         if node.running:
-            self.act(name, node.members.paused(node.round, self.now, lacks_model=node.lacks_model))
+            round = node.model_round if node.lacks_model else node.round
+            self.act(name, node.members.paused(round, self.now, lacks_model=node.lacks_model))
 
     def _install(self, node: Node, installed: Installed) -> None:
         if installed.view.purpose != PURPOSE_TRAIN or not self.synchronous:
             return
+        if not node.lacks_model:
+            node.model_round = node.round
         node.paused, node.round = False, installed.view.round
-        node.lacks_model = bool(installed.model_from)
-        source = self.nodes.get(installed.model_from)
-        if source is None or source.members.roster.me not in installed.view.members:
+        node.model_from, node.lacks_model = installed.model_from, bool(installed.model_from)
+        self._take_model(node, installed.view)
+
+    def _take_model(self, node: Node, view: View) -> None:
+        """Of the one that the view names, once that one has it: it cannot go on without this node."""
+        source = self.nodes.get(node.model_from)
+        if source is None or source.members.roster.me not in view.members:
             return
-        if source.running and not source.lacks_model:  # it cannot go on without this node
+        if source.running and not source.lacks_model:
             node.model, node.lacks_model = source.model, False
 
     def _advance(self, node: Node) -> None:
@@ -226,9 +235,11 @@ class Net:
         view = node.view
         if not self.synchronous or view is None or view.purpose != PURPOSE_TRAIN or node.paused:
             return
+        if node.lacks_model:
+            self._take_model(node, view)
         mates = [self.nodes[m.node_id] for m in view.members]
         here = all(mate.view is not None and mate.running and mate.view.id == view.id for mate in mates)
-        if here and not node.lacks_model and node.round <= min(mate.round for mate in mates):
+        if here and not any(mate.lacks_model for mate in mates) and node.round <= min(mate.round for mate in mates):
             node.model = (view.id, node.round, node.model)
             node.round += 1
 

@@ -112,6 +112,7 @@ class Runtime:
         self._reachable: list[PeerId] | None = None  # the neighbours that are up; None: to be found again
         self._beside: set[asyncio.Task[Any]] = set()  # what the algorithm has begun
         self.lacks_model = False  # it waits for another's
+        self._model_round = 0  # where its own stands meanwhile
 
     @property
     def state(self) -> Tensor:
@@ -169,6 +170,9 @@ class Runtime:
         if s.fixed_view:
             if view.round != self.round:
                 self.computed.forget()
+            if not self.lacks_model:
+                self._model_round = self.round
+            self.lacks_model = False  # of an earlier view; in this one it is the host that says so
             self.round = view.round
             self.kept_corrections = view.same_round
         self._budget, self._rounds = s.total_gradients(max(n, view.most)), s.total_rounds(n)
@@ -200,11 +204,11 @@ class Runtime:
 
     def pause(self) -> int:
         """The view has fallen, and the algorithm was cancelled: take no more part in it. Returns the round that is to
-        come; the gradient that was taken for it is kept."""
+        come by its model; the gradient that was taken for it is kept."""
         for task in self._beside:
             task.cancel()
         self._handover.end()
-        return self.round
+        return self._model_round if self.lacks_model else self.round
 
     def peers_in_view(self) -> Sequence[PeerId]:
         """The neighbours by the graph, reachable or not."""

@@ -261,7 +261,8 @@ def settle(view: View, answers: Mapping[PeerId, ViewAnswer], *, replicas: bool) 
 
     Replicas must be equal: the round and the model are those of the largest group that shares a view and a round, and
     the others take them. Otherwise all keep their models, and go on in the round of the furthest; only who held no
-    view takes a model. Where nobody has one that counts more than his own, all go on with what they have.
+    view takes a model. Where nobody has one that counts more than his own, all go on with what they have, and replicas
+    with the model of the furthest, the lowest id of these.
     """
     standing: dict[tuple[int, int, str], list[PeerId]] = {}
     for node in sorted(answers):
@@ -270,7 +271,9 @@ def settle(view: View, answers: Mapping[PeerId, ViewAnswer], *, replicas: bool) 
             place = (answer.size, answer.round, answer.held) if replicas else (0, answer.round, "")
             standing.setdefault(place, []).append(node)
     if not standing:
-        standing[0, max(answer.round for answer in answers.values()), ""] = sorted(answers)
+        round = max(answer.round for answer in answers.values())
+        furthest = sorted(node for node, answer in answers.items() if answer.round == round)
+        standing[0, round, ""] = furthest[:1] if replicas else sorted(answers)
     best = max(standing)
     keep = standing[best] if replicas else [node for nodes in standing.values() for node in nodes]
     view.round, view.same_round, view.source = best[1], False, standing[best][0]

@@ -23,7 +23,7 @@ from shoal.v1.node_pb2 import (
     ViewAnswer,
     ViewProposal,
 )
-from shoal.views import MEMBERS_LIMIT, NUMBERS, check, view_id
+from shoal.views import MEMBERS_LIMIT, NUMBERS, check, settle, view_id
 
 
 def node(name: str, incarnation: int = 1) -> Identity:
@@ -274,6 +274,17 @@ def test_who_still_waits_for_a_model_has_none_to_stand_by() -> None:
     proposed(members, successor(members, "a", "abc"), 0.3)
     (answer,) = answers(members.paused(17, 0.4, lacks_model=True))
     assert (answer.accepted, answer.held) == (True, "")
+
+
+def test_replicas_of_whom_nobody_has_a_model_that_counts_take_that_of_the_furthest() -> None:
+    """All were to take that of one who has died."""
+    stands = {"a": 0, "b": 24, "c": 24, "d": 3}
+    answers = {name: ViewAnswer(accepted=True, round=round) for name, round in stands.items()}
+    next_view = view("a", "abcd")
+    settle(next_view, answers, replicas=True)
+    assert (next_view.round, next_view.source, list(next_view.behind)) == (24, "b", ["a", "c", "d"])
+    settle(next_view, answers, replicas=False)
+    assert (next_view.round, list(next_view.behind)) == (24, [])
 
 
 def test_what_a_trainer_says_of_a_view_that_is_over_counts_for_no_other() -> None:

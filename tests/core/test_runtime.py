@@ -68,7 +68,7 @@ class Worker:
         self.host = Host()
         made = learner(Line())
         self.d = made.model.layout.d
-        settings = Settings(algorithm="ad-psgd", rounds=1, **options)
+        settings = Settings(**{"algorithm": "ad-psgd", "rounds": 1, **options})
         self.runtime = Runtime("b", 1, made, torch.zeros(self.d, dtype=state), settings, self.host)
         for peer in "acd":
             self.runtime.up(peer)
@@ -254,3 +254,17 @@ async def test_a_side_of_a_split_run_wants_the_gradients_of_the_whole() -> None:
     assert b.runtime.progress == 1 / 4
     b.runtime.install(View("x", ("a", "b", "c", "d", "e"), (1, 1, 1, 1, 1), parent="w", most=5))
     assert b.runtime.progress == 1 / 5
+
+
+async def test_who_waits_for_a_model_stands_where_its_own_does() -> None:
+    d2 = Worker(algorithm="d2")
+    d2.runtime.install(View("v", ("a", "b"), (1, 1), round=3))
+    assert d2.runtime.pause() == 3
+    d2.runtime.install(View("w", ("a", "b", "c"), (1, 1, 1), round=7, parent="v"))
+    d2.runtime.lacks_model = True
+    assert d2.runtime.pause() == 3
+    d2.runtime.install(View("x", ("a", "b"), (1, 1), round=9, parent="w"))
+    d2.runtime.lacks_model = True
+    assert d2.runtime.pause() == 3, "nor has it come meanwhile"
+    d2.runtime.install(View("y", ("a", "b"), (1, 1), round=5, parent="x"))
+    assert d2.runtime.pause() == 5

@@ -1,7 +1,7 @@
 """What follows a view of a synchronous run, in virtual time: losses, returns, partitions, cut links, replicas."""
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from view_histories import all_step_in_one_view_at_last, replicas_stay_equal
 from views_net import Net, Weather, training, weather
@@ -263,8 +263,14 @@ def test_after_any_weather_all_are_in_one_view_and_step(replicas: bool, sky: Wea
     assert all_step_in_one_view_at_last(sky, min_nodes, replicas=replicas)
 
 
+WAITED_FOR_ONE_WHO_DIED = Weather(
+    seed=0, loss=0.0, delay_s=1.0, flaps=((2.5, 2, 3, 2.0), (3.0, 0, 2, 1.0), (0.5, 2, 1, 1.5))
+)
+
+
 @settings(max_examples=60, deadline=None)
 @given(sky=weather, min_nodes=st.integers(1, 4), deaths=deaths)
+@example(sky=WAITED_FOR_ONE_WHO_DIED, min_nodes=1, deaths=[(2.875, 1), (6.25, 2)])
 def test_members_of_one_view_are_never_two_rounds_apart_and_replicas_are_equal(
     sky: Weather, min_nodes: int, deaths: list[tuple[float, int]]
 ) -> None:

@@ -227,6 +227,7 @@ class TrainerHost:
             if self.runtime.mixing is not None:
                 self.channel.send("event", level="info", text=self.runtime.mixing.describe())
             if self.settings.fixed_view:
+                self.runtime.lacks_model = bool(model_from)
                 self._stop_work()
             if self._work is None:
                 self._work = self._spawn(self._train(model_from), "the algorithm")
