@@ -68,7 +68,7 @@ class Mismatch(PeerError):
 
 
 class Unreached(PeerError):
-    """Nobody answers at that address, or not in time."""
+    """Nobody answers at that address, or not in time, or nobody with TLS where that is wanted."""
 
 
 class Untrusted(PeerError):

@@ -128,7 +128,7 @@ async def test_who_was_named_by_the_user_is_greeted_again_when_it_is_lost(monkey
     async with asyncio.timeout(30):
         for _ in range(3):
             await greeted.wait()
-            await asyncio.sleep(0.005)
+            await turn()
             assert it._tasks
             here.clear()
             greeted.clear()

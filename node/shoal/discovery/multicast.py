@@ -28,6 +28,7 @@ ADDRESSES_LIMIT = 4
 SHOAL_BYTES = 240
 """Length of a shoal's name: it is one string of a TXT record, which holds 255 bytes (RFC 6763, section 6.1)."""
 LOOK_AGAIN_S = 60.0
+"""From one browser to the next."""
 VIRTUAL = ("docker", "br-", "veth")
 """How interfaces begin that lead to containers of this machine only."""
 
